@@ -1,0 +1,1 @@
+"""The coordination store: slot map, leases, operations, policies, audit. etcd in earnest."""
