@@ -30,7 +30,7 @@ class Kind(StrEnum):
     PAYMENT = "pay"
     REFUND = "ref"
     TRANSFER = "tra"
-    POSTING = "pst"
+    BRANCH = "brn"
     EVENT = "evt"
     DELIVERY = "dlv"
 

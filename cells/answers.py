@@ -1,0 +1,69 @@
+"""From what the ledger decided to what the caller hears: each reason is classified once, here."""
+
+from __future__ import annotations
+
+from typing import Any, assert_never
+
+import grpc
+
+from cells.ledger.model import Outcome, Reason, Refused
+from router.errors import Refusal
+
+
+def status_of(reason: Reason) -> grpc.StatusCode:  # noqa: PLR0912
+    """The gRPC status of a refusal. Only NOT_OWNER is worth a retry with the same input."""
+    match reason:
+        case Reason.NOT_OWNER:
+            return grpc.StatusCode.UNAVAILABLE
+        case (
+            Reason.ORDER_NOT_FOUND
+            | Reason.PAYMENT_NOT_FOUND
+            | Reason.REFUND_NOT_FOUND
+            | Reason.TRANSFER_NOT_FOUND
+            | Reason.BRANCH_NOT_FOUND
+            | Reason.DELIVERY_NOT_FOUND
+            | Reason.ACCOUNT_NOT_FOUND
+            | Reason.MERCHANT_NOT_FOUND
+            | Reason.PAYER_NOT_FOUND
+            | Reason.PAYEE_NOT_FOUND
+        ):
+            return grpc.StatusCode.NOT_FOUND
+        case (
+            Reason.EXISTS_WITH_DIFFERENT_INPUT
+            | Reason.EXISTS_WITH_DIFFERENT_KIND
+            | Reason.EXISTS_WITH_DIFFERENT_AMOUNT
+        ):
+            return grpc.StatusCode.ALREADY_EXISTS
+        case (
+            Reason.ACCOUNT_CLOSED
+            | Reason.ACCOUNT_NOT_EMPTY
+            | Reason.ORDER_CLOSED
+            | Reason.ORDER_ALREADY_PAID
+            | Reason.DELIVERY_NOT_DEAD
+            | Reason.CURRENCY_MISMATCH
+            | Reason.REFUND_EXCEEDS_PAYMENT
+            | Reason.BRANCH_CANCELLED
+            | Reason.BRANCH_CONFIRMED
+            | Reason.NOTHING_TO_SETTLE
+            | Reason.INSUFFICIENT_FUNDS
+            | Reason.BALANCE_TOO_LARGE
+        ):
+            return grpc.StatusCode.FAILED_PRECONDITION
+        case _:
+            assert_never(reason)
+
+
+def resource_of(outcome: Outcome) -> Any:
+    """What the command made or found. Raises Refusal when it was refused."""
+    if isinstance(outcome, Refused):
+        raise Refusal(
+            status_of(outcome.reason),
+            outcome.reason,
+            outcome.message,
+            metadata=dict(outcome.metadata),
+        )
+    return outcome.resource
+
+
+def not_found(reason: Reason, what: str) -> Refusal:
+    return Refusal(status_of(reason), reason, f"there is no such {what}")

@@ -1,0 +1,81 @@
+"""Engines for the one logical database: PostgreSQL on a laptop, CockroachDB in production."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from cells.settings import DatabaseSettings
+
+# The lanes' statements join small arrays to huge tables by primary key: nested loops over the
+# index are right whatever the statistics say, and one generic plan saves planning each group.
+_POSTGRESQL_LANE_SETTINGS = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+}
+
+# SQLSTATE classes after which the same transaction may simply run again.
+_CONTENTION = frozenset({"40001", "40P01", "55P03", "23505"})
+# The server or the way to it is gone; what was under way may or may not have committed.
+_AWAY = frozenset({"57P01", "57P02", "57P03", "25P03", "57014", "53300", "40003", "XXUUU"})
+
+
+def make_engine(
+    database_url: str,
+    name: str,
+    settings: DatabaseSettings,
+    *,
+    pool_size: int,
+    lanes: bool = False,
+) -> AsyncEngine:
+    """`name` is what the database shows for the sessions. `lanes`: set-based statements only."""
+    url = make_url(database_url)
+    server_settings = {
+        "application_name": name,
+        "idle_in_transaction_session_timeout": str(settings.idle_in_transaction_timeout_ms),
+        "lock_timeout": str(settings.lock_timeout_ms),
+        "statement_timeout": str(settings.statement_timeout_ms),
+    }
+    if lanes and url.get_backend_name() == "postgresql":
+        server_settings |= _POSTGRESQL_LANE_SETTINGS
+    return create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=5,
+        connect_args={"server_settings": server_settings, "timeout": 5, "ssl": _ssl(url)},
+    )
+
+
+def _ssl(url: Any) -> str:
+    # asyncpg asks for TLS by default and falls back; a loopback server has none.
+    return "prefer" if url.host not in {"127.0.0.1", "localhost", "::1"} else "disable"
+
+
+def sqlstate_of(error: BaseException) -> str:
+    """The SQLSTATE behind an exception; empty when there is none."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        return str(getattr(error.orig, "sqlstate", None) or "")
+    return ""
+
+
+def is_contention(error: BaseException) -> bool:
+    return sqlstate_of(error) in _CONTENTION
+
+
+def is_away(error: BaseException) -> bool:
+    """The database is out of reach, or the connection broke: the outcome may be unknown."""
+    if isinstance(error, (OSError, TimeoutError, ConnectionError)):
+        return True
+    state = sqlstate_of(error)
+    if state in _AWAY or state.startswith("08"):
+        return True
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or not state
+    return type(error).__module__.startswith("asyncpg") or "QueuePool" in str(error)

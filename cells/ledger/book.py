@@ -1,0 +1,190 @@
+"""The book: the rows of one group of commands, in memory, while they are decided.
+
+Keeps invariant 1 while a group runs: every posting sums to zero in one currency, no account falls
+below its floor. A broken assertion here is our bug, never a client's: the lane stops (fail-stop).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar, cast
+
+from cells.ledger.model import (
+    MAX_BALANCE_MINOR,
+    NO_FLOOR_MINOR,
+    Account,
+    AccountKind,
+    AccountState,
+    Entry,
+    Event,
+)
+from cells.ledger.records import RecordType
+from cells.ledger.tables import ACCOUNTS, ENTRIES, OUTBOX
+from router.ids import Purpose
+
+Row = TypeVar("Row", bound=tuple[Any, ...])
+
+
+class MoneyBroken(AssertionError):
+    """A money invariant would not hold: the process must stop, not one request."""
+
+
+class Leg(NamedTuple):
+    """One side of a posting: what happens to one account."""
+
+    account: Account
+    amount: int
+
+
+class Changes(NamedTuple):
+    """What a table's rows became."""
+
+    record: RecordType[Any]
+    rows: list[tuple[Any, ...]]
+    fresh: bool
+    stale: bool
+
+
+class Book:
+    """Rows by table and ID. `epochs` are the slots that this cell owns, under the fence's lock."""
+
+    def __init__(self, epochs: Mapping[int, int], now: datetime) -> None:
+        self.epochs = epochs
+        self.now = now
+        self._rows: dict[RecordType[Any], dict[str, tuple[Any, ...]]] = {}
+        self._loaded: dict[RecordType[Any], set[str]] = {}
+        self._changed: dict[RecordType[Any], dict[str, None]] = {}
+        self._undo: list[tuple[RecordType[Any], str, tuple[Any, ...] | None, bool]] = []
+        self._entries: list[Entry] = []
+        self._events: list[Event] = []
+        self._marks = (0, 0)
+
+    def owns(self, slot: int) -> bool:
+        return slot in self.epochs
+
+    def load(self, record: RecordType[Any], rows: Iterable[tuple[Any, ...]]) -> None:
+        """Takes rows as the database has them."""
+        known = self._rows.setdefault(record, {})
+        loaded = self._loaded.setdefault(record, set())
+        for row in rows:
+            known[row[1]] = row
+            loaded.add(row[1])
+
+    def get(self, record: RecordType[Row], identifier: str) -> Row | None:
+        return cast("Row | None", self._rows.get(record, {}).get(identifier))
+
+    def put(self, record: RecordType[Row], row: Row) -> Row:
+        """Inserts or replaces a row. Its slot must be ours: the pair of the database's fence."""
+        if row[0] not in self.epochs:
+            raise MoneyBroken(f"{record.name}: slot {row[0]} is not fenced for this cell")
+        rows = self._rows.setdefault(record, {})
+        changed = self._changed.setdefault(record, {})
+        identifier = row[1]
+        self._undo.append((record, identifier, rows.get(identifier), identifier in changed))
+        rows[identifier] = row
+        changed[identifier] = None
+        return row
+
+    def begin(self) -> None:
+        """Starts a command: `rollback` returns to here."""
+        self._undo.clear()
+        self._marks = (len(self._entries), len(self._events))
+
+    def rollback(self) -> None:
+        for record, identifier, before, was_changed in reversed(self._undo):
+            if before is None:
+                del self._rows[record][identifier]
+            else:
+                self._rows[record][identifier] = before
+            if not was_changed:
+                del self._changed[record][identifier]
+        self._undo.clear()
+        del self._entries[self._marks[0] :]
+        del self._events[self._marks[1] :]
+
+    def account(self, account_id: str) -> Account | None:
+        return self.get(ACCOUNTS, account_id)
+
+    def system_account(self, slot: int, account_id: str, purpose: Purpose, currency: str) -> Account:
+        """A clearing or external account: made when first needed, may fall below zero."""
+        return self.account(account_id) or self.new_account(
+            slot, account_id, f"{purpose}:{slot}", currency, purpose, AccountKind.SYSTEM
+        )
+
+    def new_account(
+        self,
+        slot: int,
+        account_id: str,
+        user_id: str,
+        currency: str,
+        purpose: Purpose,
+        kind: AccountKind,
+    ) -> Account:
+        floor = 0 if purpose in {Purpose.BALANCE, Purpose.COLLECTION} else NO_FLOOR_MINOR
+        return self.put(
+            ACCOUNTS,
+            Account(
+                slot, account_id, user_id, currency, purpose, kind, AccountState.OPEN,
+                0, 0, 0, 0, floor, 0, self.now,
+            ),
+        )  # fmt: skip
+
+    def change_account(self, account_id: str, **deltas: int) -> Account:
+        """Adds to held, promised or reserved."""
+        account = self.account(account_id)
+        if account is None:
+            raise MoneyBroken(f"account {account_id} is not in the book")
+        changed = account._replace(
+            **{name: getattr(account, name) + delta for name, delta in deltas.items()}
+        )
+        if min(changed.held, changed.promised, changed.reserved) < 0 or changed.available < 0:
+            raise MoneyBroken(f"account {account_id}: promises would break: {deltas}")
+        return self.put(ACCOUNTS, changed)
+
+    def post(self, posting_id: str, kind: str, legs: Sequence[Leg]) -> None:
+        """Moves money: entries that sum to zero, in one currency."""
+        if sum(leg.amount for leg in legs) != 0:
+            raise MoneyBroken(f"posting {posting_id} does not sum to zero")
+        currency = legs[0].account.currency
+        for leg in legs:
+            if leg.account.currency != currency:
+                raise MoneyBroken(f"posting {posting_id} mixes currencies")
+            self._enter(posting_id, kind, leg)
+
+    def _enter(self, posting_id: str, kind: str, leg: Leg) -> None:
+        account = self.account(leg.account.account_id)
+        if account is None:
+            raise MoneyBroken(f"account {leg.account.account_id} is not in the book")
+        after = account._replace(
+            balance=account.balance + leg.amount, sequence=account.sequence + 1
+        )
+        if (leg.amount < 0 and after.available < 0) or abs(after.balance) > MAX_BALANCE_MINOR:
+            raise MoneyBroken(f"account {account.account_id}: balance {after.balance} in {kind}")
+        self.put(ACCOUNTS, after)
+        self._entries.append(
+            Entry(
+                after.slot, after.account_id, after.sequence, posting_id, kind, leg.amount,
+                after.balance, self.epochs[after.slot], self.now,
+            )
+        )  # fmt: skip
+
+    def tell(self, slot: int, event_id: str, type_: str, merchant_id: str, payload: str) -> None:
+        """Puts an event into the outbox, in the same transaction as what it tells of."""
+        self._events.append(Event(slot, event_id, type_, merchant_id, payload, self.now))
+
+    def changes(self) -> list[Changes]:
+        """All that is to be written, in the order of the statement."""
+        found = []
+        for record, changed in self._changed.items():
+            if not changed:
+                continue
+            loaded = self._loaded.get(record, set())
+            rows = [self._rows[record][identifier] for identifier in changed]
+            stale = sum(1 for identifier in changed if identifier in loaded)
+            found.append(Changes(record, rows, stale < len(rows), stale > 0))
+        if self._entries:
+            found.append(Changes(ENTRIES, list(self._entries), True, False))
+        if self._events:
+            found.append(Changes(OUTBOX, list(self._events), True, False))
+        return found

@@ -1,0 +1,201 @@
+"""What the ledger knows: accounts, entries, events, and how a command ends.
+
+NamedTuples, not dataclasses: they are made by the ten thousand a second (style.md, habit 3).
+Amounts are int minor units; times come from the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from cells.ledger.book import Book
+    from cells.ledger.records import RecordType
+
+# What a request may move at once: integers up to here are exact in every language's doubles.
+MAX_AMOUNT_MINOR = 2**53
+# What an account may hold: far from the end of a 64-bit column.
+MAX_BALANCE_MINOR = 2**62
+NO_FLOOR_MINOR = -(2**62)
+
+
+class AccountKind(StrEnum):
+    PERSON = "person"
+    MERCHANT = "merchant"
+    SYSTEM = "system"
+
+
+class AccountState(StrEnum):
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class Account(NamedTuple):
+    """One account. `balance` is the sum of its entries."""
+
+    slot: int
+    account_id: str
+    user_id: str
+    currency: str
+    purpose: str
+    kind: str
+    state: str
+    balance: int
+    # Frozen by a TCC try, still part of the balance.
+    held: int
+    # Credits promised to others' tries: the account may not close before they end.
+    promised: int
+    # Debits promised to refunds that wait for money: settlement leaves them alone.
+    reserved: int
+    # The lowest that balance - held may become.
+    floor: int
+    # Entries so far; the next one is sequence + 1.
+    sequence: int
+    created_at: datetime
+
+    @property
+    def available(self) -> int:
+        return self.balance - self.held - self.floor
+
+
+class Entry(NamedTuple):
+    """One line of a posting. `epoch` proves which ownership wrote it (invariant 3)."""
+
+    slot: int
+    account_id: str
+    sequence: int
+    posting_id: str
+    kind: str
+    amount: int
+    balance_after: int
+    epoch: int
+    created_at: datetime
+
+
+class Event(NamedTuple):
+    """An outbox row: what happened, to be told to the world after the commit."""
+
+    slot: int
+    event_id: str
+    type: str
+    # Who hears of it by webhook; empty: nobody.
+    merchant_id: str
+    payload: str
+    created_at: datetime
+
+
+class IdempotencyRecord(NamedTuple):
+    """A request that had its effect: the same key finds it again, wherever the slot lives."""
+
+    slot: int
+    # scope (the home field's value) + U+001F + the caller's key
+    idempotency_id: str
+    method: str
+    request_hash: bytes
+    resource_id: str
+    created_at: datetime
+
+
+class Idempotency(NamedTuple):
+    scope: str
+    key: str
+    method: str
+    request_hash: bytes
+
+    @property
+    def idempotency_id(self) -> str:
+        return f"{self.scope}\x1f{self.key}"
+
+
+class Reason(StrEnum):
+    """Why a command was refused, in order of precedence: the first that applies is answered."""
+
+    NOT_OWNER = "NOT_OWNER"
+    EXISTS_WITH_DIFFERENT_INPUT = "EXISTS_WITH_DIFFERENT_INPUT"
+    ORDER_NOT_FOUND = "ORDER_NOT_FOUND"
+    PAYMENT_NOT_FOUND = "PAYMENT_NOT_FOUND"
+    REFUND_NOT_FOUND = "REFUND_NOT_FOUND"
+    TRANSFER_NOT_FOUND = "TRANSFER_NOT_FOUND"
+    BRANCH_NOT_FOUND = "BRANCH_NOT_FOUND"
+    DELIVERY_NOT_FOUND = "DELIVERY_NOT_FOUND"
+    ACCOUNT_NOT_FOUND = "ACCOUNT_NOT_FOUND"
+    MERCHANT_NOT_FOUND = "MERCHANT_NOT_FOUND"
+    PAYER_NOT_FOUND = "PAYER_NOT_FOUND"
+    PAYEE_NOT_FOUND = "PAYEE_NOT_FOUND"
+    EXISTS_WITH_DIFFERENT_KIND = "EXISTS_WITH_DIFFERENT_KIND"
+    ACCOUNT_CLOSED = "ACCOUNT_CLOSED"
+    ACCOUNT_NOT_EMPTY = "ACCOUNT_NOT_EMPTY"
+    ORDER_CLOSED = "ORDER_CLOSED"
+    ORDER_ALREADY_PAID = "ORDER_ALREADY_PAID"
+    DELIVERY_NOT_DEAD = "DELIVERY_NOT_DEAD"
+    CURRENCY_MISMATCH = "CURRENCY_MISMATCH"
+    REFUND_EXCEEDS_PAYMENT = "REFUND_EXCEEDS_PAYMENT"
+    BRANCH_CANCELLED = "BRANCH_CANCELLED"
+    BRANCH_CONFIRMED = "BRANCH_CONFIRMED"
+    EXISTS_WITH_DIFFERENT_AMOUNT = "EXISTS_WITH_DIFFERENT_AMOUNT"
+    NOTHING_TO_SETTLE = "NOTHING_TO_SETTLE"
+    INSUFFICIENT_FUNDS = "INSUFFICIENT_FUNDS"
+    BALANCE_TOO_LARGE = "BALANCE_TOO_LARGE"
+
+
+class Accepted(NamedTuple):
+    """The command had its effect, now or, when `replayed`, before."""
+
+    resource: Any
+    replayed: bool = False
+
+
+class Refused(NamedTuple):
+    """The command had no effect."""
+
+    reason: Reason
+    message: str
+    metadata: Mapping[str, str] = {}
+
+
+Outcome = Accepted | Refused
+
+
+class Key(NamedTuple):
+    """One row that a command reads."""
+
+    type: RecordType[Any]
+    slot: int
+    id: str
+
+
+class Command(Protocol):
+    """One request to the ledger. `decide` is pure: it reads and writes the book, nothing else.
+
+    It may run again from the start (a retry of its group), so it carries every ID it mints.
+    """
+
+    @property
+    def slot(self) -> int:
+        """Its home: must be owned, chooses the lane."""
+        ...
+
+    @property
+    def idempotency(self) -> Idempotency | None: ...
+
+    @property
+    def resource_type(self) -> RecordType[Any]:
+        """What `idempotency` finds again."""
+        ...
+
+    def other_slots(self) -> Iterable[int]:
+        """Further slots that it would write if this cell owns them."""
+        ...
+
+    def reads(self) -> Iterable[Key]:
+        """Rows to load and lock, accounts excepted."""
+        ...
+
+    def accounts(self, book: Book) -> Iterable[Key]:
+        """Accounts to load and lock, given the rows of `reads`."""
+        ...
+
+    def decide(self, book: Book) -> Outcome: ...

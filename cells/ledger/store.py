@@ -1,0 +1,141 @@
+"""One transaction for a group of commands: fence, load, decide, write, commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from cells.fencing.store import FencedSession, fence
+from cells.ledger.book import Book
+from cells.ledger.model import (
+    Accepted,
+    Command,
+    IdempotencyRecord,
+    Key,
+    Outcome,
+    Reason,
+    Refused,
+)
+from cells.ledger.records import (
+    RecordType,
+    Write,
+    load_statement,
+    write_arguments,
+    write_statement,
+)
+from cells.ledger.tables import IDEMPOTENCY
+
+
+async def commit_group(
+    engine: AsyncEngine, cell: str, commands: Sequence[Command]
+) -> list[Outcome]:
+    """Decides the commands in order and commits what they changed, all or nothing.
+
+    Raises what the database raises; running it again is safe, because every command is idempotent
+    by its key or by the state of the row that it changes.
+    """
+    slots = {command.slot for command in commands}
+    for command in commands:
+        slots.update(command.other_slots())
+    async with engine.connect() as connection:
+        session, held = await fence(connection, cell, slots)
+        book = Book(held.epochs, held.now)
+        await _load(connection, book, _first_keys(commands))
+        await _load(connection, book, _second_keys(commands, book))
+        outcomes = [decide(book, command) for command in commands]
+        if await _write(session, book):
+            await connection.commit()
+    return outcomes
+
+
+def decide(book: Book, command: Command) -> Outcome:
+    """One command against the book: its effect is whole, or there is none."""
+    if not book.owns(command.slot):
+        return Refused(Reason.NOT_OWNER, f"slot {command.slot} is not at home in this cell")
+    idempotency = command.idempotency
+    if idempotency is not None:
+        known = book.get(IDEMPOTENCY, idempotency.idempotency_id)
+        if known is not None:
+            return _replay(book, command, known)
+    book.begin()
+    outcome = command.decide(book)
+    if isinstance(outcome, Refused):
+        book.rollback()
+    elif idempotency is not None:
+        book.put(
+            IDEMPOTENCY,
+            IdempotencyRecord(
+                command.slot, idempotency.idempotency_id, idempotency.method,
+                idempotency.request_hash, outcome.resource[1], book.now,
+            ),
+        )  # fmt: skip
+    return outcome
+
+
+def _replay(book: Book, command: Command, known: IdempotencyRecord) -> Outcome:
+    assert command.idempotency is not None
+    same = (known.method, known.request_hash) == (
+        command.idempotency.method,
+        command.idempotency.request_hash,
+    )
+    if not same:
+        return Refused(
+            Reason.EXISTS_WITH_DIFFERENT_INPUT,
+            "this idempotency key was used before, with other input",
+            {"resource": known.resource_id},
+        )
+    return Accepted(book.get(command.resource_type, known.resource_id), replayed=True)
+
+
+def _first_keys(commands: Iterable[Command]) -> Iterable[Key]:
+    for command in commands:
+        if command.idempotency is not None:
+            yield Key(IDEMPOTENCY, command.slot, command.idempotency.idempotency_id)
+        yield from command.reads()
+
+
+def _second_keys(commands: Iterable[Command], book: Book) -> Iterable[Key]:
+    for command in commands:
+        known = (
+            book.get(IDEMPOTENCY, command.idempotency.idempotency_id)
+            if command.idempotency is not None
+            else None
+        )
+        if known is not None:
+            yield Key(command.resource_type, command.slot, known.resource_id)
+        else:
+            yield from command.accounts(book)
+
+
+async def _load(connection: AsyncConnection, book: Book, keys: Iterable[Key]) -> None:
+    """Loads rows into the book, a statement a table, tables in the order they are first named."""
+    wanted: dict[RecordType[Any], dict[str, int]] = {}
+    for key in keys:
+        wanted.setdefault(key.type, {})[key.id] = key.slot
+    for record, ids in wanted.items():
+        new = {
+            identifier: slot
+            for identifier, slot in ids.items()
+            if book.get(record, identifier) is None
+        }
+        if not new:
+            continue
+        rows = await connection.execute(
+            load_statement(record), {"slots": list(new.values()), "ids": list(new)}
+        )
+        book.load(record, (record.row(*row) for row in rows))
+
+
+async def _write(session: FencedSession, book: Book) -> bool:
+    """Writes all changes in one statement; False when there were none."""
+    changes = sorted(book.changes(), key=lambda change: change.record.name)
+    if not changes:
+        return False
+    arguments: dict[str, Any] = {}
+    for change in changes:
+        arguments |= write_arguments(change.record, change.rows)
+    writes = tuple(Write(change.record, change.fresh, change.stale) for change in changes)
+    await session.execute(write_statement(writes), arguments)
+    return True

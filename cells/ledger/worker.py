@@ -1,0 +1,205 @@
+"""Lanes: concurrent commands gather for a moment and commit together.
+
+A slot always uses the same lane, so two groups do not fight over one slot's rows. While one group
+waits for the disk the next one gathers: the group grows with the load, and an idle lane adds no
+wait. Keeps invariant 4: a caller hears of an effect only after the commit, and never hears
+"failed" of what may have committed (pitfalls 10 to 13).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import grpc
+import structlog
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cells.database import is_away, is_contention, sqlstate_of
+from cells.ledger.book import MoneyBroken
+from cells.ledger.model import Command, Outcome
+from cells.ledger.store import commit_group
+from cells.settings import LaneSettings
+from router.errors import Refusal
+
+log = structlog.get_logger(__name__)
+
+_CONTENTION_TRIES_MAX = 10
+
+
+@dataclass(slots=True)
+class _Pending:
+    command: Command
+    future: asyncio.Future[Outcome]
+    deadline: float
+
+    def fail(self, refusal: Refusal) -> None:
+        if not self.future.done():
+            self.future.set_exception(refusal)
+
+
+@dataclass(slots=True)
+class LaneFigures:
+    """What a lane did: for tests, status and the benchmark."""
+
+    groups: int = 0
+    commands: int = 0
+    retries: int = 0
+    bisections: int = 0
+    group_max: int = 0
+
+
+class Lane:
+    """One queue, one transaction at a time."""
+
+    def __init__(self, engine: AsyncEngine, cell: str, settings: LaneSettings) -> None:
+        self._engine = engine
+        self._cell = cell
+        self._settings = settings
+        self._queue: deque[_Pending] = deque()
+        self._filled = asyncio.Event()
+        self.figures = LaneFigures()
+
+    async def submit(self, command: Command, timeout_s: float | None) -> Outcome:
+        """The command's outcome, after its commit. Raises Refusal when it could not be had."""
+        if len(self._queue) >= self._settings.queue_max:
+            raise Refusal(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "LANE_FULL",
+                "the cell has more to do than it can; nothing was executed",
+                retry_after_ms=100,
+            )
+        loop = asyncio.get_running_loop()
+        limit = self._settings.deadline_default_s
+        wait = limit if timeout_s is None else min(timeout_s, limit)
+        pending = _Pending(command, loop.create_future(), loop.time() + wait)
+        self._queue.append(pending)
+        self._filled.set()
+        return await pending.future
+
+    async def run(self) -> None:
+        """Commits groups for ever. Ends only by a broken money invariant (fail-stop)."""
+        while True:
+            await self._filled.wait()
+            group = self._take()
+            if group:
+                await self._commit(group)
+
+    def _take(self) -> list[_Pending]:
+        """Up to a full group, without those whose caller has gone or whose time is up."""
+        now = asyncio.get_running_loop().time()
+        group: list[_Pending] = []
+        while self._queue and len(group) < self._settings.batch_size_max:
+            pending = self._queue.popleft()
+            if pending.future.done():
+                continue
+            if pending.deadline <= now:
+                pending.fail(_expired("nothing was executed"))
+                continue
+            group.append(pending)
+        if not self._queue:
+            self._filled.clear()
+        return group
+
+    async def _commit(self, group: list[_Pending]) -> None:
+        """Commits a group whatever happens: again, in halves, or not at all; then answers."""
+        uncertain = False
+        tries = 0
+        while group:
+            tries += 1
+            try:
+                outcomes = await commit_group(
+                    self._engine, self._cell, [pending.command for pending in group]
+                )
+            except MoneyBroken:
+                log.critical("a money invariant broke: this cell stops", exc_info=True)
+                raise
+            except Exception as error:
+                self.figures.retries += 1
+                if is_contention(error) and tries < _CONTENTION_TRIES_MAX:
+                    await asyncio.sleep(random.uniform(0, 0.004 * 2 ** min(tries, 6)))
+                elif is_away(error):
+                    uncertain = True
+                    log.warning("the database is away", error=type(error).__name__, tries=tries)
+                    await asyncio.sleep(random.uniform(0, min(0.5, 0.02 * 2 ** min(tries, 5))))
+                    group = _unexpired(group)
+                else:
+                    await self._bisect(group, error)
+                    return
+                continue
+            self._answer(group, outcomes, uncertain)
+            return
+
+    def _answer(
+        self, group: Sequence[_Pending], outcomes: Sequence[Outcome], uncertain: bool
+    ) -> None:
+        self.figures.groups += 1
+        self.figures.commands += len(group)
+        self.figures.group_max = max(self.figures.group_max, len(group))
+        if uncertain:
+            log.info("the database is back", commands=len(group))
+        for pending, outcome in zip(group, outcomes, strict=True):
+            if not pending.future.done():
+                pending.future.set_result(outcome)
+
+    async def _bisect(self, group: list[_Pending], error: Exception) -> None:
+        """The database refuses the group: the healthy rest commits, the poison fails alone."""
+        if len(group) == 1:
+            log.error(
+                "the database refuses a command",
+                command=type(group[0].command).__name__,
+                sqlstate=sqlstate_of(error),
+                error=type(error).__name__,
+            )
+            group[0].fail(
+                Refusal(
+                    grpc.StatusCode.INTERNAL,
+                    "REFUSED_BY_DATABASE",
+                    "the database refused this command; nothing was executed",
+                )
+            )
+            return
+        self.figures.bisections += 1
+        middle = len(group) // 2
+        await self._commit(group[:middle])
+        await self._commit(group[middle:])
+
+
+def _unexpired(group: list[_Pending]) -> list[_Pending]:
+    now = asyncio.get_running_loop().time()
+    kept = []
+    for pending in group:
+        if pending.deadline > now:
+            kept.append(pending)
+        else:
+            pending.fail(
+                Refusal(
+                    grpc.StatusCode.UNAVAILABLE,
+                    "OUTCOME_UNKNOWN",
+                    "the database is away; retry with the same idempotency key to learn the outcome",
+                    retry_after_ms=500,
+                )
+            )
+    return kept
+
+
+def _expired(what: str) -> Refusal:
+    return Refusal(
+        grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", f"the deadline passed; {what}"
+    )
+
+
+class Lanes:
+    """All lanes of a cell. A slot's commands run in the order in which they came."""
+
+    def __init__(self, engine: AsyncEngine, cell: str, settings: LaneSettings) -> None:
+        self.lanes = [Lane(engine, cell, settings) for _ in range(settings.count)]
+
+    async def submit(self, command: Command, timeout_s: float | None = None) -> Outcome:
+        return await self.lanes[command.slot % len(self.lanes)].submit(command, timeout_s)
+
+    def runners(self) -> list[Callable[[], object]]:
+        return [lane.run for lane in self.lanes]

@@ -1,0 +1,95 @@
+"""A cell's place in the mesh: its lease in the store, and the slot map that it follows.
+
+The lease says "alive" to the control plane. When etcd itself is away the cell goes on with the
+last map: the fence in the database, not the lease, is what keeps a deposed cell from writing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+
+import structlog
+
+from router.guard import SlotsHere
+from router.slotmap import SlotMap
+from router.store.model import LIVE_CELLS_PREFIX, SLOT_MAP_KEY, Lease, Store, StoreUnavailable
+
+log = structlog.get_logger(__name__)
+
+
+class Membership:
+    def __init__(
+        self,
+        store: Store,
+        here: SlotsHere,
+        *,
+        region: str,
+        address: str,
+        incarnation: str,
+        lease_ttl_s: int,
+        on_gain: Callable[[frozenset[int]], None],
+    ) -> None:
+        """`on_gain` hears of slots that have just come here, to recover what is in doubt there."""
+        self._store = store
+        self._here = here
+        self._region = region
+        self._address = address
+        self._incarnation = incarnation
+        self._ttl_s = lease_ttl_s
+        self._on_gain = on_gain
+        self._lease: Lease | None = None
+
+    async def follow_map(self) -> None:
+        """Takes each new slot map, for ever."""
+        async for listing in self._store.watch(SLOT_MAP_KEY):
+            item = listing.items.get(SLOT_MAP_KEY)
+            if item is None:
+                continue
+            slot_map = SlotMap.from_json(item.value)
+            gained = self._here.publish(slot_map)
+            log.info("slot map", revision=item.revision, owned=len(self._here.owned()))
+            if gained:
+                self._on_gain(gained)
+
+    async def keep_lease(self) -> None:
+        """Registers, then refreshes the lease, for ever; registers anew when it was lost."""
+        while True:
+            try:
+                if self._lease is None:
+                    await self.register()
+                    self._here.set_alive(True)
+                elif not await self._lease.refresh():
+                    log.warning("the lease was lost: this cell may have been replaced")
+                    self._here.set_alive(False)
+                    self._lease = None
+                    continue
+            except StoreUnavailable as error:
+                log.warning("etcd is away; going on with the last map", error=str(error))
+            await asyncio.sleep(self._ttl_s / 4)
+
+    async def register(self) -> None:
+        lease = await self._store.lease(self._ttl_s)
+        listing = await self._store.get(SLOT_MAP_KEY)
+        if listing is not None:
+            gained = self._here.publish(SlotMap.from_json(listing.value))
+            if gained:
+                self._on_gain(gained)
+        value = {
+            "region": self._region,
+            "address": self._address,
+            "incarnation": self._incarnation,
+        }
+        key = LIVE_CELLS_PREFIX + self._here.cell
+        await self._store.commit(expect={}, puts={key: json.dumps(value)}, lease=lease)
+        self._lease = lease
+        log.info("registered", address=self._address)
+
+    async def leave(self) -> None:
+        """Gives the lease back, so that a failover need not wait for it to run out."""
+        if self._lease is not None:
+            try:
+                await self._lease.revoke()
+            except StoreUnavailable:
+                log.warning("etcd is away; the lease runs out by itself")

@@ -1,0 +1,1 @@
+"""Orders: what a merchant asks a payer for. An order lives with its payer."""

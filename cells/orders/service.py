@@ -1,0 +1,112 @@
+"""OrdersService: proto to model and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+
+from cellpay.orders.v1 import orders_pb2 as pb
+from cellpay.orders.v1 import orders_pb2_grpc
+from cells.answers import not_found, resource_of
+from cells.ledger.model import Reason
+from cells.ledger.worker import Lanes
+from cells.orders.model import Order, OrderState
+from cells.orders.rules import CloseOrder, CreateOrder
+from cells.orders.tables import ORDERS, orders
+from cells.reading import ReadEngine, fetch, fetch_row
+from cells.requests import (
+    Checker,
+    idempotency_of,
+    masked,
+    money,
+    new_id,
+    page_start,
+    page_token,
+    timeout_of,
+    timestamp,
+)
+from router.ids import Kind, slot_of_id
+from router.slots import slot_of_user
+
+_STATES_OUT = {
+    OrderState.OPEN: pb.Order.STATE_OPEN,
+    OrderState.PAID: pb.Order.STATE_PAID,
+    OrderState.CLOSED: pb.Order.STATE_CLOSED,
+}
+
+
+def order_message(order: Order) -> pb.Order:
+    return pb.Order(
+        order_id=order.order_id,
+        payer_id=order.payer_id,
+        merchant_id=order.merchant_id,
+        amount=money(order.currency, order.amount),
+        state=_STATES_OUT[OrderState(order.state)],
+        description=order.description,
+        payment_id=order.payment_id,
+        create_time=timestamp(order.created_at),
+    )
+
+
+class OrdersService(orders_pb2_grpc.OrdersServiceServicer):
+    def __init__(self, lanes: Lanes, engine: ReadEngine) -> None:
+        self._lanes = lanes
+        self._engine = engine
+
+    async def CreateOrder(self, request: pb.CreateOrderRequest, context: Any) -> pb.Order:
+        check = Checker()
+        payer_id = check.name("payer_id", request.payer_id)
+        merchant_id = check.name("merchant_id", request.merchant_id)
+        amount = check.amount("amount", request.amount)
+        description = check.text("description", request.description)
+        if payer_id and payer_id == merchant_id:
+            check.wrong("merchant_id", "must not be the payer")
+        idempotency = idempotency_of(check, "CreateOrder", request)
+        check.done()
+        slot = slot_of_user(payer_id)
+        command = CreateOrder(
+            slot, new_id(Kind.ORDER, slot), payer_id, merchant_id, amount,
+            request.amount.currency, description, idempotency,
+        )  # fmt: skip
+        return order_message(resource_of(await self._lanes.submit(command, timeout_of(context))))
+
+    async def GetOrder(self, request: pb.GetOrderRequest, context: Any) -> pb.Order:
+        check = Checker()
+        identifier = check.identifier("order_id", request.order_id, Kind.ORDER)
+        check.done()
+        order = await fetch_row(self._engine, ORDERS, slot_of_id(identifier), identifier)
+        if order is None:
+            raise not_found(Reason.ORDER_NOT_FOUND, "order")
+        return masked(order_message(order), request.read_mask)
+
+    async def CloseOrder(self, request: pb.CloseOrderRequest, context: Any) -> pb.Order:
+        check = Checker()
+        identifier = check.identifier("order_id", request.order_id, Kind.ORDER)
+        idempotency = idempotency_of(check, "CloseOrder", request)
+        check.done()
+        command = CloseOrder(slot_of_id(identifier), identifier, idempotency)
+        return order_message(resource_of(await self._lanes.submit(command, timeout_of(context))))
+
+    async def ListOrders(
+        self, request: pb.ListOrdersRequest, context: Any
+    ) -> pb.ListOrdersResponse:
+        check = Checker()
+        payer_id = check.name("payer_id", request.payer_id)
+        size = check.page_size(request.page_size)
+        start = page_start(check, request.page_token, 1)
+        check.done()
+        statement = (
+            select(*(orders.c[name] for name in ORDERS.fields))
+            .where(orders.c.slot == slot_of_user(payer_id), orders.c.payer_id == payer_id)
+            .order_by(orders.c.order_id.desc())
+            .limit(size + 1)
+        )
+        if start:
+            statement = statement.where(orders.c.order_id < start[0])
+        rows = [Order(*row) for row in await fetch(self._engine, statement)]
+        listed = rows[:size]
+        return pb.ListOrdersResponse(
+            orders=[order_message(order) for order in listed],
+            next_page_token=page_token([listed[-1].order_id]) if len(rows) > size else "",
+        )

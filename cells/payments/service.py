@@ -1,0 +1,145 @@
+"""PaymentsService: step 3 of a payment's walk, proto to model and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+
+from cellpay.payments.v1 import payments_pb2 as pb
+from cellpay.payments.v1 import payments_pb2_grpc
+from cells.answers import not_found, resource_of
+from cells.ledger.model import Reason
+from cells.ledger.worker import Lanes
+from cells.payments.model import Payment, Refund, RefundState
+from cells.payments.refunding import Refunding
+from cells.payments.rules import Pay, RefundPayment
+from cells.payments.tables import PAYMENTS, REFUNDS, payments
+from cells.reading import ReadEngine, fetch, fetch_row
+from cells.requests import (
+    Checker,
+    idempotency_of,
+    masked,
+    money,
+    new_id,
+    page_start,
+    page_token,
+    timeout_of,
+    timestamp,
+)
+from router.ids import Kind, slot_of_id
+from router.slots import slot_of_user
+
+_REFUND_STATES_OUT = {
+    RefundState.PENDING: pb.Refund.STATE_PENDING,
+    RefundState.SUCCEEDED: pb.Refund.STATE_SUCCEEDED,
+    RefundState.FAILED: pb.Refund.STATE_FAILED,
+}
+
+
+def _state(payment: Payment) -> pb.Payment.State:
+    if payment.refunded == 0:
+        return pb.Payment.STATE_SUCCEEDED
+    if payment.refunded < payment.amount:
+        return pb.Payment.STATE_PARTIALLY_REFUNDED
+    return pb.Payment.STATE_REFUNDED
+
+
+def payment_message(payment: Payment) -> pb.Payment:
+    return pb.Payment(
+        payment_id=payment.payment_id,
+        order_id=payment.order_id,
+        payer_id=payment.payer_id,
+        merchant_id=payment.merchant_id,
+        amount=money(payment.currency, payment.amount),
+        refunded=money(payment.currency, payment.refunded),
+        state=_state(payment),
+        create_time=timestamp(payment.created_at),
+    )
+
+
+def refund_message(refund: Refund) -> pb.Refund:
+    return pb.Refund(
+        refund_id=refund.refund_id,
+        payment_id=refund.payment_id,
+        amount=money(refund.currency, refund.amount),
+        state=_REFUND_STATES_OUT[RefundState(refund.state)],
+        reason=refund.reason,
+        create_time=timestamp(refund.created_at),
+    )
+
+
+class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
+    def __init__(self, lanes: Lanes, engine: ReadEngine, refunding: Refunding) -> None:
+        self._lanes = lanes
+        self._engine = engine
+        self._refunding = refunding
+
+    async def Pay(self, request: pb.PayRequest, context: Any) -> pb.Payment:
+        check = Checker()
+        order_id = check.identifier("order_id", request.order_id, Kind.ORDER)
+        idempotency = idempotency_of(check, "Pay", request)
+        check.done()
+        slot = slot_of_id(order_id)
+        command = Pay(
+            slot, new_id(Kind.PAYMENT, slot), new_id(Kind.EVENT, slot), order_id, idempotency
+        )
+        outcome = await self._lanes.submit(command, timeout_of(context))
+        return payment_message(resource_of(outcome))
+
+    async def GetPayment(self, request: pb.GetPaymentRequest, context: Any) -> pb.Payment:
+        check = Checker()
+        identifier = check.identifier("payment_id", request.payment_id, Kind.PAYMENT)
+        check.done()
+        payment = await fetch_row(self._engine, PAYMENTS, slot_of_id(identifier), identifier)
+        if payment is None:
+            raise not_found(Reason.PAYMENT_NOT_FOUND, "payment")
+        return masked(payment_message(payment), request.read_mask)
+
+    async def RefundPayment(self, request: pb.RefundPaymentRequest, context: Any) -> pb.Refund:
+        check = Checker()
+        payment_id = check.identifier("payment_id", request.payment_id, Kind.PAYMENT)
+        partial = request.HasField("amount")
+        amount = check.amount("amount", request.amount) if partial else None
+        reason = check.text("reason", request.reason)
+        idempotency = idempotency_of(check, "RefundPayment", request)
+        check.done()
+        slot = slot_of_id(payment_id)
+        command = RefundPayment(
+            slot, new_id(Kind.REFUND, slot), new_id(Kind.EVENT, slot), payment_id, amount,
+            request.amount.currency if partial else None, reason, idempotency,
+        )  # fmt: skip
+        refund: Refund = resource_of(await self._lanes.submit(command, timeout_of(context)))
+        return refund_message(await self._refunding.advance(refund))
+
+    async def GetRefund(self, request: pb.GetRefundRequest, context: Any) -> pb.Refund:
+        check = Checker()
+        identifier = check.identifier("refund_id", request.refund_id, Kind.REFUND)
+        check.done()
+        refund = await fetch_row(self._engine, REFUNDS, slot_of_id(identifier), identifier)
+        if refund is None:
+            raise not_found(Reason.REFUND_NOT_FOUND, "refund")
+        return masked(refund_message(refund), request.read_mask)
+
+    async def ListPayments(
+        self, request: pb.ListPaymentsRequest, context: Any
+    ) -> pb.ListPaymentsResponse:
+        check = Checker()
+        payer_id = check.name("payer_id", request.payer_id)
+        size = check.page_size(request.page_size)
+        start = page_start(check, request.page_token, 1)
+        check.done()
+        statement = (
+            select(*(payments.c[name] for name in PAYMENTS.fields))
+            .where(payments.c.slot == slot_of_user(payer_id), payments.c.payer_id == payer_id)
+            .order_by(payments.c.payment_id.desc())
+            .limit(size + 1)
+        )
+        if start:
+            statement = statement.where(payments.c.payment_id < start[0])
+        rows = [Payment(*row) for row in await fetch(self._engine, statement)]
+        listed = rows[:size]
+        return pb.ListPaymentsResponse(
+            payments=[payment_message(payment) for payment in listed],
+            next_page_token=page_token([listed[-1].payment_id]) if len(rows) > size else "",
+        )

@@ -1,0 +1,105 @@
+"""A cell's settings: read once in serve.py and relay.py, passed down in parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    ca: str
+    certificate: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSettings:
+    # Groups that may commit at once. Two keep the processor busy while a commit waits for the disk.
+    count: int = 2
+    # Rows a statement: past some hundreds a group adds latency and no throughput (docs/performance.md).
+    batch_size_max: int = 256
+    # Commands that may wait; more are refused with RESOURCE_EXHAUSTED before latency explodes.
+    queue_max: int = 4096
+    # A command without a deadline of its own waits this long for a database that is away.
+    deadline_default_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSettings:
+    # A paused cell's open transaction ends after this, so that its locks cannot block a failover
+    # (pitfall 6); the server counts, not the cell.
+    idle_in_transaction_timeout_ms: int = 1000
+    lock_timeout_ms: int = 4000
+    statement_timeout_ms: int = 10_000
+    # Connections for reads, beside one a lane.
+    read_pool_size: int = 6
+
+
+@dataclass(frozen=True, slots=True)
+class TransferSettings:
+    # A try that has no answer after this is cancelled (presumed abort).
+    try_timeout_s: float = 10.0
+    # One call to a participant.
+    branch_call_timeout_s: float = 3.0
+    # How often the recovery looks for transfers that nobody drives.
+    recovery_interval_s: float = 1.0
+    # A transfer untouched for this long has lost its driver.
+    recovery_age_s: float = 5.0
+    # Transfers recovered at once.
+    recovery_concurrency_max: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class SettlementSettings:
+    # How often collection accounts are swept to the merchants' homes.
+    interval_s: float = 30.0
+    sweep_concurrency_max: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxSettings:
+    batch_size_max: int = 256
+    poll_interval_s: float = 0.1
+    # Sent rows are kept this long, so that a lost stream can be replayed.
+    retention_s: float = 7 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookSettings:
+    timeout_s: float = 5.0
+    attempts_max: int = 12
+    # First delay after a failure; doubles to the cap, with full jitter.
+    backoff_base_s: float = 1.0
+    backoff_cap_s: float = 3600.0
+    poll_interval_s: float = 0.25
+    concurrency_max: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class CellSettings:
+    cell: str
+    region: str
+    listen: str
+    database_url: str
+    etcd: str
+    nats_url: str
+    redis_url: str
+    tls: TlsSettings
+    xds_bootstrap: str
+    # Shorter finds a death sooner; longer forgives a busy machine. etcd's own minimum is 2 s.
+    lease_ttl_s: int = 3
+    # True allows webhooks to private addresses and plain http: a laptop has no others.
+    development: bool = False
+    lanes: LaneSettings = field(default_factory=LaneSettings)
+    database: DatabaseSettings = field(default_factory=DatabaseSettings)
+    transfers: TransferSettings = field(default_factory=TransferSettings)
+    settlement: SettlementSettings = field(default_factory=SettlementSettings)
+    outbox: OutboxSettings = field(default_factory=OutboxSettings)
+    webhooks: WebhookSettings = field(default_factory=WebhookSettings)
+
+
+def read_settings(path: Path) -> CellSettings:
+    return TypeAdapter(CellSettings).validate_json(path.read_bytes())

@@ -1,0 +1,1 @@
+"""Settlement: collection accounts are swept to the merchants' homes, by transfers."""

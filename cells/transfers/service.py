@@ -1,0 +1,199 @@
+"""TransfersService, FundingService and ParticipantService: proto to model and back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+
+from cellpay.transfers.v1 import (
+    funding_pb2,
+    funding_pb2_grpc,
+    participant_pb2,
+    participant_pb2_grpc,
+    transfers_pb2_grpc,
+)
+from cellpay.transfers.v1 import transfers_pb2 as pb
+from cells.answers import not_found, resource_of
+from cells.ledger.model import Reason
+from cells.ledger.worker import Lanes
+from cells.reading import ReadEngine, fetch_row
+from cells.requests import (
+    Checker,
+    idempotency_of,
+    masked,
+    money,
+    new_id,
+    timeout_of,
+    timestamp,
+)
+from cells.transfers.coordinator import Coordinator
+from cells.transfers.model import (
+    Branch,
+    BranchState,
+    Transfer,
+    TransferKind,
+    TransferState,
+)
+from cells.transfers.rules import BeginTransfer, EndBranch, TryBranch
+from cells.transfers.tables import TRANSFERS
+from router.errors import Refusal
+from router.ids import Kind, account_id, slot_of_id
+from router.slots import slot_of_user
+
+_STATES_OUT = {
+    TransferState.TRYING: pb.Transfer.STATE_TRYING,
+    TransferState.COMMITTING: pb.Transfer.STATE_COMMITTING,
+    TransferState.CONFIRMED: pb.Transfer.STATE_CONFIRMED,
+    TransferState.CANCELLING: pb.Transfer.STATE_CANCELLING,
+    TransferState.CANCELLED: pb.Transfer.STATE_CANCELLED,
+}
+_BRANCH_STATES_OUT = {
+    BranchState.TRIED: participant_pb2.Branch.STATE_TRIED,
+    BranchState.CONFIRMED: participant_pb2.Branch.STATE_CONFIRMED,
+    BranchState.CANCELLED: participant_pb2.Branch.STATE_CANCELLED,
+}
+# What the payee's cell refused is what the payer's caller hears.
+_CANCELLED_AS = {
+    Reason.PAYEE_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    "TRY_TIMED_OUT": grpc.StatusCode.UNAVAILABLE,
+}
+
+
+def transfer_message(transfer: Transfer) -> pb.Transfer:
+    return pb.Transfer(
+        transfer_id=transfer.transfer_id,
+        payer_id=transfer.payer_id,
+        payee_id=transfer.payee_id,
+        amount=money(transfer.currency, transfer.amount),
+        state=_STATES_OUT[TransferState(transfer.state)],
+        description=transfer.description,
+        cancel_reason=transfer.cancel_reason,
+        create_time=timestamp(transfer.created_at),
+    )
+
+
+def _branch_message(branch: Branch) -> participant_pb2.Branch:
+    return participant_pb2.Branch(
+        transfer_id=branch.transfer_id, state=_BRANCH_STATES_OUT[BranchState(branch.state)]
+    )
+
+
+def raise_when_cancelled(transfer: Transfer) -> None:
+    if transfer.state in {TransferState.CANCELLING, TransferState.CANCELLED}:
+        raise Refusal(
+            _CANCELLED_AS.get(transfer.cancel_reason, grpc.StatusCode.FAILED_PRECONDITION),
+            transfer.cancel_reason,
+            "the transfer was cancelled; the payer keeps the money",
+            metadata={"transfer_id": transfer.transfer_id},
+        )
+
+
+class TransfersService(transfers_pb2_grpc.TransfersServiceServicer):
+    def __init__(self, lanes: Lanes, engine: ReadEngine, coordinator: Coordinator) -> None:
+        self._lanes = lanes
+        self._engine = engine
+        self._coordinator = coordinator
+
+    async def CreateTransfer(self, request: pb.CreateTransferRequest, context: Any) -> pb.Transfer:
+        """Answers when the transfer has ended, or, when the payee's cell is slow, as it stands."""
+        check = Checker()
+        payer_id = check.name("payer_id", request.payer_id)
+        payee_id = check.name("payee_id", request.payee_id)
+        amount = check.amount("amount", request.amount)
+        description = check.text("description", request.description)
+        if payer_id and payer_id == payee_id:
+            check.wrong("payee_id", "must not be the payer")
+        idempotency = idempotency_of(check, "CreateTransfer", request)
+        check.done()
+        slot = slot_of_user(payer_id)
+        currency = request.amount.currency
+        command = BeginTransfer(
+            slot, new_id(Kind.TRANSFER, slot), new_id(Kind.EVENT, slot), TransferKind.USER,
+            payer_id, payee_id, account_id(payer_id, currency), account_id(payee_id, currency),
+            amount, currency, description, idempotency,
+        )  # fmt: skip
+        begun: Transfer = resource_of(await self._lanes.submit(command, timeout_of(context)))
+        # A caller that goes away does not stop what was begun.
+        transfer = await asyncio.shield(self._coordinator.drive(begun))
+        raise_when_cancelled(transfer)
+        return transfer_message(transfer)
+
+    async def GetTransfer(self, request: pb.GetTransferRequest, context: Any) -> pb.Transfer:
+        check = Checker()
+        identifier = check.identifier("transfer_id", request.transfer_id, Kind.TRANSFER)
+        check.done()
+        transfer = await fetch_row(self._engine, TRANSFERS, slot_of_id(identifier), identifier)
+        if transfer is None:
+            raise not_found(Reason.TRANSFER_NOT_FOUND, "transfer")
+        return masked(transfer_message(transfer), request.read_mask)
+
+
+class FundingService(funding_pb2_grpc.FundingServiceServicer):
+    def __init__(self, lanes: Lanes, coordinator: Coordinator) -> None:
+        self._lanes = lanes
+        self._coordinator = coordinator
+
+    async def FundCollection(
+        self, request: funding_pb2.FundCollectionRequest, context: Any
+    ) -> pb.Transfer:
+        check = Checker()
+        merchant_id = check.name("merchant_id", request.merchant_id)
+        collection = check.identifier(
+            "collection_account_id", request.collection_account_id, Kind.ACCOUNT
+        )
+        amount = check.amount("amount", request.amount)
+        idempotency = idempotency_of(check, "FundCollection", request)
+        check.done()
+        slot = slot_of_user(merchant_id)
+        currency = request.amount.currency
+        command = BeginTransfer(
+            slot, new_id(Kind.TRANSFER, slot), new_id(Kind.EVENT, slot), TransferKind.FUNDING,
+            merchant_id, merchant_id, account_id(merchant_id, currency), collection,
+            amount, currency, "", idempotency,
+        )  # fmt: skip
+        begun: Transfer = resource_of(await self._lanes.submit(command, timeout_of(context)))
+        return transfer_message(await asyncio.shield(self._coordinator.drive(begun)))
+
+
+class ParticipantService(participant_pb2_grpc.ParticipantServiceServicer):
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes = lanes
+
+    async def TryBranch(
+        self, request: participant_pb2.TryBranchRequest, context: Any
+    ) -> participant_pb2.Branch:
+        check = Checker()
+        account = check.identifier("payee_account_id", request.payee_account_id, Kind.ACCOUNT)
+        transfer_id = check.identifier("transfer_id", request.transfer_id, Kind.TRANSFER)
+        amount = check.amount("amount", request.amount)
+        check.done()
+        command = TryBranch(
+            slot_of_id(account), transfer_id, account, amount, request.amount.currency
+        )
+        return _branch_message(resource_of(await self._lanes.submit(command, timeout_of(context))))
+
+    async def ConfirmBranch(
+        self, request: participant_pb2.ConfirmBranchRequest, context: Any
+    ) -> participant_pb2.Branch:
+        return await self._end(request, context, confirm=True)
+
+    async def CancelBranch(
+        self, request: participant_pb2.CancelBranchRequest, context: Any
+    ) -> participant_pb2.Branch:
+        return await self._end(request, context, confirm=False)
+
+    async def _end(
+        self,
+        request: participant_pb2.ConfirmBranchRequest | participant_pb2.CancelBranchRequest,
+        context: Any,
+        *,
+        confirm: bool,
+    ) -> participant_pb2.Branch:
+        check = Checker()
+        account = check.identifier("payee_account_id", request.payee_account_id, Kind.ACCOUNT)
+        transfer_id = check.identifier("transfer_id", request.transfer_id, Kind.TRANSFER)
+        check.done()
+        command = EndBranch(slot_of_id(account), transfer_id, account, confirm)
+        return _branch_message(resource_of(await self._lanes.submit(command, timeout_of(context))))

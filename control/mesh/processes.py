@@ -1,0 +1,267 @@
+"""Starting, recognising and ending processes, by PID and start time and never by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from control.mesh.errors import StartFailure
+from control.mesh.state import Identity
+
+# In the environment of each process of a mesh: the directory it belongs to.
+OWNER_VARIABLE = "CELLPAY_MESH_PROCESS_OF"
+_KILL_WAIT_S = 10.0
+_POLL_S = 0.02
+_PROC = Path("/proc")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+# Children of this very process, which stay zombies until they are waited for.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class RunAs:
+    """The system user that a server runs as, when this process is root and the server refuses."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """One process to start."""
+
+    name: str
+    command: tuple[str, ...]
+    cwd: Path
+    log: Path
+    owner: Path
+    run_as: RunAs | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def started_of(pid: int) -> str | None:
+    """When this process started, as an opaque word; None when it is no more (or a zombie)."""
+    if sys.platform == "linux":
+        return _started_on_linux(pid)
+    return _started_by_ps(pid)
+
+
+def _started_on_linux(pid: int) -> str | None:
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The command's name stands in parentheses and may contain anything, parentheses too.
+    fields = stat[stat.rindex(")") + 2 :].split()
+    if fields[0] in {"Z", "X"}:
+        return None
+    # Ticks since boot mean nothing after the next boot, hence the boot's ID.
+    return f"{_boot_id()}:{fields[19]}"
+
+
+@cache
+def _boot_id() -> str:
+    return _BOOT_ID.read_text().strip()
+
+
+def _started_by_ps(pid: int) -> str | None:
+    answer = subprocess.run(
+        ["ps", "-o", "stat=,lstart=", "-p", str(pid)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    state, _, started = answer.stdout.strip().partition(" ")
+    if answer.returncode != 0 or not started or state.startswith("Z"):
+        return None
+    return started.strip()
+
+
+def identify(pid: int) -> Identity | None:
+    started = started_of(pid)
+    return None if started is None else Identity(pid, started)
+
+
+def is_alive(identity: Identity) -> bool:
+    _reap(identity.pid)
+    return started_of(identity.pid) == identity.started
+
+
+def exit_code_of(identity: Identity) -> int | None:
+    """The exit code of an ended child of this process; None for anybody else's."""
+    child = _children.get(identity.pid)
+    return None if child is None else child.poll()
+
+
+def _reap(pid: int) -> None:
+    child = _children.get(pid)
+    if child is not None:
+        child.poll()
+
+
+def send(identity: Identity, number: int) -> bool:
+    """Signals exactly this process; False when it is no more."""
+    if sys.platform != "linux":
+        if not is_alive(identity):
+            return False
+        os.kill(identity.pid, number)
+        return True
+    # A pidfd keeps naming the same process between the check and the signal; a PID would not.
+    try:
+        handle = os.pidfd_open(identity.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if not is_alive(identity):
+            return False
+        signal.pidfd_send_signal(handle, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def spawn(what: Spawn) -> tuple[Identity, int]:
+    """Starts it in a session of its own, so that a Ctrl-C reaches the launcher alone.
+
+    Returns its identity and the offset at which its output begins in the log.
+    """
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        # PGDATA, PGHOST… of the user's own PostgreSQL must not steer ours.
+        if not key.startswith("PG")
+    }
+    environment |= {
+        OWNER_VARIABLE: str(what.owner),
+        "PYTHONUNBUFFERED": "1",
+        # gRPC would send even loopback connections through a company's proxy.
+        "no_proxy": ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1,localhost"])),
+        **what.environment,
+    }
+    what.log.parent.mkdir(parents=True, exist_ok=True)
+    with open(what.log, "ab") as log:
+        offset = log.tell()
+        try:
+            child = subprocess.Popen(
+                what.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=what.cwd,
+                env=environment,
+                start_new_session=True,
+                **credentials(what.run_as),
+            )
+        except OSError as error:
+            raise StartFailure(what.name, str(error), log=what.log) from error
+    _children[child.pid] = child
+    identity = identify(child.pid)
+    if identity is None:
+        why = f"it ended at once with exit code {child.wait()}"
+        tail = log_tail(what.log, offset)
+        raise StartFailure(what.name, why, exit_code=child.returncode, log=what.log, tail=tail)
+    return identity, offset
+
+
+def credentials(run_as: RunAs | None) -> dict[str, Any]:
+    """The arguments of subprocess that make a child another user (of no other group), or none."""
+    if run_as is None:
+        return {}
+    return {"user": run_as.uid, "group": run_as.gid, "extra_groups": []}
+
+
+def log_tail(log: Path, offset: int = 0, lines: int = 15) -> tuple[str, ...]:
+    try:
+        with open(log, "rb") as file:
+            file.seek(offset)
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ()
+    return tuple(text.splitlines()[-lines:])
+
+
+def stop(identities: Mapping[Identity, int], grace_s: float) -> None:
+    """Asks each with its own signal, and after the grace ends those that did not obey."""
+    for identity, number in identities.items():
+        # A paused process cannot obey before it continues.
+        if send(identity, number):
+            send(identity, signal.SIGCONT)
+    stubborn = wait_gone(identities, grace_s)
+    for identity in stubborn:
+        send(identity, signal.SIGKILL)
+    left = wait_gone(stubborn, _KILL_WAIT_S)
+    if left:
+        raise StartFailure("down", f"PIDs {[item.pid for item in left]} survived SIGKILL")
+
+
+def wait_gone(identities: Iterable[Identity], wait_s: float) -> Sequence[Identity]:
+    """Those that are still alive after the wait."""
+    deadline = time.monotonic() + wait_s
+    left = [item for item in identities if is_alive(item)]
+    while left and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        left = [item for item in left if is_alive(item)]
+    for pid in [pid for pid, child in _children.items() if child.poll() is not None]:
+        if all(item.pid != pid for item in left):
+            _children.pop(pid)
+    return left
+
+
+def strays_of(owner: Path) -> list[Identity]:
+    """Living processes that carry this mesh's mark, recorded or not (Linux; elsewhere none known).
+
+    Closes the moment between a process's start and its record, and finds what a process started.
+    """
+    mark = f"{OWNER_VARIABLE}={owner}".encode()
+    return [
+        item
+        for item in _living()
+        if item.pid != os.getpid() and mark in _read(item.pid, "environ").split(b"\0")
+    ]
+
+
+def workers_of(directory: Path, executable: Path) -> list[Identity]:
+    """Living processes of this executable at work in this directory.
+
+    PostgreSQL's children outlive a killed postmaster for a moment, and hide their environment.
+    """
+    return [
+        item
+        for item in _living()
+        if _link(item.pid, "cwd") == str(directory) and _link(item.pid, "exe") == str(executable)
+    ]
+
+
+def _living() -> list[Identity]:
+    if sys.platform != "linux":
+        return []
+    pids = [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
+    found = [identify(pid) for pid in pids]
+    return [item for item in found if item is not None]
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return (_PROC / str(pid) / name).read_bytes()
+    except OSError:
+        return b""
+
+
+def _link(pid: int, name: str) -> str:
+    try:
+        return os.readlink(_PROC / str(pid) / name)
+    except OSError:
+        return ""

@@ -1,0 +1,106 @@
+"""Connecting to the mesh: stubs over one routed channel."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+
+from cellpay.accounts.v1 import accounts_pb2_grpc
+from cellpay.notifications.v1 import notifications_pb2_grpc
+from cellpay.orders.v1 import orders_pb2_grpc
+from cellpay.payments.v1 import payments_pb2_grpc
+from cellpay.transfers.v1 import funding_pb2_grpc, participant_pb2_grpc, transfers_pb2_grpc
+from router.client.channel import CallPolicy, MeshChannel
+from router.client.tls import TlsFiles
+
+TARGET = "xds:///cellpay"
+BOOTSTRAP_VARIABLE = "GRPC_XDS_BOOTSTRAP"
+
+_OPTIONS: list[tuple[str, Any]] = [
+    # The SDK retries; a second layer below would multiply the attempts (pitfall 24).
+    ("grpc.enable_retries", 0),
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+]
+
+
+class Mesh:
+    """Stubs of all services; each call goes to its user's home cell."""
+
+    def __init__(self, channel: MeshChannel) -> None:
+        raw = cast(Any, channel)
+        self.channel = channel
+        self.accounts: accounts_pb2_grpc.AccountsServiceAsyncStub = (
+            accounts_pb2_grpc.AccountsServiceStub(raw)  # type: ignore[assignment]
+        )
+        self.orders: orders_pb2_grpc.OrdersServiceAsyncStub = (
+            orders_pb2_grpc.OrdersServiceStub(raw)  # type: ignore[assignment]
+        )
+        self.payments: payments_pb2_grpc.PaymentsServiceAsyncStub = (
+            payments_pb2_grpc.PaymentsServiceStub(raw)  # type: ignore[assignment]
+        )
+        self.transfers: transfers_pb2_grpc.TransfersServiceAsyncStub = (
+            transfers_pb2_grpc.TransfersServiceStub(raw)  # type: ignore[assignment]
+        )
+        self.notifications: notifications_pb2_grpc.NotificationsServiceAsyncStub = (
+            notifications_pb2_grpc.NotificationsServiceStub(raw)  # type: ignore[assignment]
+        )
+        self.participants: participant_pb2_grpc.ParticipantServiceAsyncStub = (
+            participant_pb2_grpc.ParticipantServiceStub(raw)  # type: ignore[assignment]
+        )
+        self.funding: funding_pb2_grpc.FundingServiceAsyncStub = (
+            funding_pb2_grpc.FundingServiceStub(raw)  # type: ignore[assignment]
+        )
+
+
+@contextlib.asynccontextmanager
+async def connect(
+    bootstrap: Path | str | None = None,
+    *,
+    policy: CallPolicy | None = None,
+    fallback: TlsFiles | None = None,
+) -> AsyncIterator[Mesh]:
+    """Joins the mesh by xDS, over mTLS as the xDS server says.
+
+    `bootstrap`: gRPC's xDS bootstrap file; the variable GRPC_XDS_BOOTSTRAP when None. gRPC reads
+    it once a process, so a process belongs to one mesh at a time. `fallback`: credentials for a
+    cluster that the xDS server left without a transport; none are sent in the clear.
+    """
+    if bootstrap is not None:
+        os.environ[BOOTSTRAP_VARIABLE] = str(bootstrap)
+    if BOOTSTRAP_VARIABLE not in os.environ:
+        raise ValueError(f"give a bootstrap file or set {BOOTSTRAP_VARIABLE}")
+    below = fallback.channel_credentials() if fallback else grpc.ssl_channel_credentials()
+    credentials = grpc.xds_channel_credentials(below)
+    async with _mesh(TARGET, credentials, policy) as mesh:
+        yield mesh
+
+
+@contextlib.asynccontextmanager
+async def connect_direct(
+    address: str, tls: TlsFiles, *, policy: CallPolicy | None = None
+) -> AsyncIterator[Mesh]:
+    """The same stubs to one address: a cell (tests, benchmarks) or the Envoy edge."""
+    async with _mesh(address, tls.channel_credentials(), policy) as mesh:
+        yield mesh
+
+
+@contextlib.asynccontextmanager
+async def _mesh(
+    target: str, credentials: grpc.ChannelCredentials, policy: CallPolicy | None
+) -> AsyncIterator[Mesh]:
+    channel = grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+    mesh = Mesh(MeshChannel(channel, policy or CallPolicy()))
+    try:
+        yield mesh
+    finally:
+        await mesh.channel.close()

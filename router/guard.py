@@ -1,0 +1,257 @@
+"""The guard that a cell puts before its services: is this cell the home of this request?
+
+It keeps honest clients from the wrong cell and parks requests while their slot moves. It is the
+first of two checks (style.md, "assert in pairs"): the fence inside each writing transaction is
+what keeps a deposed cell from committing (invariant 3). `GuardedServer` wraps each handler once,
+when it is registered, so a call costs no interceptor.
+
+Answers to a request for a slot of another cell:
+    UNAVAILABLE / SLOT_MOVED            the slot was here until lately, or is on its way: try again,
+                                        any client or proxy may; nothing was executed
+    FAILED_PRECONDITION / NOT_HOME      the slot was not here: the caller's map is wrong
+Both name the owner and the epoch in ErrorInfo, and both are safe to retry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from router.errors import Refusal, Violation, abort, bad_request
+from router.home import SlotFinder, find_method, home_field, slot_finder
+from router.identity import caller_of
+from router.slotmap import SlotMap
+from router.slots import SLOT_COUNT, SlotRange
+
+log = structlog.get_logger(__name__)
+
+Behaviour = Callable[[Any, Any], Awaitable[Any]]
+
+
+class SlotsHere:
+    """What this cell believes of its slots: the map, what moves away, what is under way."""
+
+    def __init__(self, cell: str) -> None:
+        self.cell = cell
+        self._map: SlotMap | None = None
+        self._mine = [False] * SLOT_COUNT
+        self._was_mine = [False] * SLOT_COUNT
+        self._draining: dict[int, float] = {}
+        self._in_flight = [0] * SLOT_COUNT
+        self._changed = asyncio.Event()
+        self._alive = True
+
+    @property
+    def map(self) -> SlotMap | None:
+        return self._map
+
+    def owned(self) -> frozenset[int]:
+        return frozenset(slot for slot in range(SLOT_COUNT) if self._mine[slot])
+
+    def publish(self, slot_map: SlotMap) -> frozenset[int]:
+        """Takes a new map; returns the slots gained by it."""
+        before = self._map
+        gained = set()
+        self._map = slot_map
+        for entry in slot_map.ranges:
+            mine = entry.cell == self.cell
+            for slot in range(entry.first, entry.last + 1):
+                if mine and not self._mine[slot]:
+                    gained.add(slot)
+                self._was_mine[slot] = self._was_mine[slot] or self._mine[slot]
+                self._mine[slot] = mine
+                if slot in self._draining and before and before.at(slot) != entry:
+                    del self._draining[slot]
+        self._wake()
+        return frozenset(gained)
+
+    def set_alive(self, alive: bool) -> None:
+        """False while this cell cannot know that it still holds its lease: it then takes nothing."""
+        if alive != self._alive:
+            self._alive = alive
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def drain(self, ranges: Iterable[SlotRange], hold_s: float) -> int:
+        """Parks new requests of these slots; returns when those under way have ended.
+
+        Parked requests go on after `hold_s` at the latest, should the move never come.
+        """
+        slots = [slot for piece in ranges for slot in piece.slots() if self._mine[slot]]
+        until = asyncio.get_running_loop().time() + hold_s
+        for slot in slots:
+            self._draining[slot] = until
+        drained = sum(self._in_flight[slot] for slot in slots)
+        while any(self._in_flight[slot] for slot in slots):
+            if asyncio.get_running_loop().time() > until:
+                break
+            await asyncio.sleep(0.001)
+        return drained
+
+    async def _parked(self, slot: int) -> None:
+        loop = asyncio.get_running_loop()
+        while (until := self._draining.get(slot)) is not None:
+            changed = self._changed
+            left = until - loop.time()
+            if left <= 0:
+                self._draining.pop(slot, None)
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), left)
+
+    def _refusal(self, slot: int) -> Refusal:
+        if self._map is None or not self._alive:
+            return Refusal(
+                grpc.StatusCode.UNAVAILABLE,
+                "CELL_NOT_READY",
+                f"cell {self.cell} does not know its slots now",
+                metadata={"cell": self.cell},
+            )
+        owner = self._map.at(slot)
+        moved = self._was_mine[slot]
+        return Refusal(
+            grpc.StatusCode.UNAVAILABLE if moved else grpc.StatusCode.FAILED_PRECONDITION,
+            "SLOT_MOVED" if moved else "NOT_HOME",
+            f"slot {slot} is at home in cell {owner.cell}, not in {self.cell}",
+            metadata={"slot": str(slot), "owner": owner.cell, "epoch": str(owner.epoch)},
+        )
+
+    @contextlib.asynccontextmanager
+    async def request(self, slot: int) -> AsyncIterator[None]:
+        """Holds the slot here while a request of it runs. Raises Refusal when it is not here."""
+        if self._draining and slot in self._draining:
+            await self._parked(slot)
+        if not (self._mine[slot] and self._alive):
+            raise self._refusal(slot)
+        self._in_flight[slot] += 1
+        try:
+            yield
+        finally:
+            self._in_flight[slot] -= 1
+
+
+class _Malformed:
+    """Bytes that are no valid message (bad wire format or wrong UTF-8)."""
+
+
+_MALFORMED = _Malformed()
+
+
+def _safe(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def deserialize(data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except DecodeError:
+            return _MALFORMED
+
+    return deserialize
+
+
+class GuardedServer:
+    """Looks like a grpc.aio.Server to generated `add_…_to_server` functions."""
+
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        here: SlotsHere,
+        callers: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """`callers`: full service name → the only kinds of caller (SPIFFE path) that may call."""
+        self._server = server
+        self._here = here
+        self._callers = dict(callers or {})
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Generated code registers twice; the registered handlers below are the guarded ones."""
+
+    def add_registered_method_handlers(
+        self, service_name: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        guarded = {
+            name: self._wrap(service_name, name, cast(Any, handler))
+            for name, handler in handlers.items()
+        }
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service_name, guarded),)
+        )
+        self._server.add_registered_method_handlers(service_name, guarded)
+
+    def _wrap(self, service: str, name: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+        if handler.request_streaming or handler.response_streaming:
+            raise TypeError(f"{service}/{name}: the guard knows unary methods only")
+        method = find_method(f"/{service}/{name}")
+        finder = slot_finder(method.input_type) if method else None
+        field = home_field(method.input_type) if method else None
+        behaviour = handler.unary_unary
+        if finder is not None:
+            behaviour = _at_home(self._here, finder, field or "", behaviour)
+        behaviour = _answering(f"{service}/{name}", self._callers.get(service), behaviour)
+        return grpc.unary_unary_rpc_method_handler(
+            behaviour,
+            request_deserializer=_safe(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
+        )
+
+
+def _at_home(here: SlotsHere, finder: SlotFinder, field: str, behaviour: Behaviour) -> Behaviour:
+    async def guarded(request: Any, context: Any) -> Any:
+        try:
+            slot = finder(request)
+        except ValueError as error:
+            raise bad_request([Violation(field, str(error))]) from None
+        async with here.request(slot):
+            return await behaviour(request, context)
+
+    return guarded
+
+
+def _answering(name: str, callers: Sequence[str] | None, behaviour: Behaviour) -> Behaviour:
+    """Turns refusals into statuses and faults into an INTERNAL that says nothing (pitfall 34)."""
+
+    async def answer(request: Any, context: Any) -> Any:
+        try:
+            if request is _MALFORMED:
+                raise Refusal(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    "MALFORMED_REQUEST",
+                    "the request is no valid message: bad wire format or a string not in UTF-8",
+                )
+            if callers is not None:
+                _authorise(context, callers)
+            return await behaviour(request, context)
+        except Refusal as refusal:
+            await abort(context, refusal)
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
+        except Exception:
+            log.exception("a request failed", method=name)
+            await abort(
+                context,
+                Refusal(
+                    grpc.StatusCode.INTERNAL,
+                    "INTERNAL",
+                    "the cell failed; retry with the same idempotency key to learn the outcome",
+                ),
+            )
+
+    return answer
+
+
+def _authorise(context: Any, callers: Sequence[str]) -> None:
+    caller = caller_of(context)
+    if caller is None or caller.kind not in callers:
+        raise Refusal(
+            grpc.StatusCode.PERMISSION_DENIED,
+            "CALLER_NOT_ALLOWED",
+            f"only {' or '.join(callers)} may call this",
+            metadata={"caller": caller.spiffe_id if caller else ""},
+        )
