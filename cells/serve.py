@@ -196,7 +196,7 @@ def _add_standard_services(server: grpc.aio.Server, health_servicer: Any) -> Non
         )
     ]
     reflection.enable_server_reflection(
-        [*names, health.SERVICE_NAME, channelz.SERVICE_NAME, reflection.SERVICE_NAME], server
+        [*names, health.SERVICE_NAME, "grpc.channelz.v1.Channelz", reflection.SERVICE_NAME], server
     )
 
 

@@ -81,12 +81,13 @@ outbox = Table(
 )
 # Only what is still to be sent: the index stays small however long rows are kept for replay.
 Index("outbox_unsent", outbox.c.slot, outbox.c.event_id, postgresql_where=text("NOT sent"))
-# Settlement looks for merchants' money that waits in collection accounts.
+# Settlement looks for merchants' money that waits in collection accounts. The balance must not
+# be part of any index: an update of an indexed column writes every index of the table anew.
 Index(
-    "accounts_to_settle",
+    "accounts_collecting",
     accounts.c.slot,
     accounts.c.account_id,
-    postgresql_where=text("purpose = 'collection' AND balance > 0"),
+    postgresql_where=text("purpose = 'collection'"),
 )
 
 ACCOUNTS: RecordType[Account] = RecordType(accounts, Account)

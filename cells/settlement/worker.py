@@ -65,7 +65,7 @@ class Settlement:
             select(*(accounts.c[name] for name in ACCOUNTS.fields))
             .where(
                 accounts.c.slot.in_(sorted(owned)),
-                literal_column("purpose = 'collection' AND balance > 0"),
+                literal_column("purpose = 'collection'"),
                 accounts.c.balance > accounts.c.held + accounts.c.reserved,
             )
             .limit(_BATCH_MAX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
 import re
@@ -124,15 +125,16 @@ def _in_wheel(source: Source) -> Path | None:
 
 def _on_machine(source: Source) -> Path | None:
     for pattern in source.directories:
-        root, _, rest = pattern.partition("*")
-        parent = Path(root).parent if not root.endswith("/") else Path(root)
-        matches = parent.glob(pattern[len(str(parent)) :].lstrip("/"))
-        directories = [path for path in matches if _runnable(path / source.executable)]
-        if directories:
-            newest = max(directories, key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))])
-            return (newest / source.executable).resolve()
+        directories = [Path(found) for found in glob.glob(pattern)]
+        runnable = [path for path in directories if _runnable(path / source.executable)]
+        if runnable:
+            return (max(runnable, key=_numbers) / source.executable).resolve()
     found = shutil.which(source.executable)
     return Path(found).resolve() if found else None
+
+
+def _numbers(path: Path) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", str(path))]
 
 
 def _require_version(source: Source, binary: Path) -> None:

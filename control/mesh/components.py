@@ -47,7 +47,7 @@ class Place:
 
     @property
     def layer(self) -> str:
-        return _LAYER_OF_ROLE[self.role]
+        return layer_of(self.role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,10 @@ def place_of(name: str, cells: Sequence[str]) -> Place:
 def selected(place: Place, only: Sequence[str]) -> bool:
     """`only` names layers, roles or processes; empty means all."""
     return not only or bool({place.layer, place.role, place.name} & set(only))
+
+
+def layer_of(role: str) -> str:
+    return _LAYER_OF_ROLE[role]
 
 
 def stop_signal(role: str) -> int:
@@ -146,7 +150,7 @@ def _etcd(state: MeshState, place: Place) -> Launch:
 
 def _postgres(state: MeshState, place: Place) -> Launch:
     server = postgres.server(state)
-    postgres.prepare(server, log_of(state, place.name))
+    postgres.prepare(server, state.path, log_of(state, place.name))
     return Launch(
         place=place,
         addresses={"sql": state.address("postgres")},
@@ -154,7 +158,7 @@ def _postgres(state: MeshState, place: Place) -> Launch:
         cwd=server.directory,
         probe=readiness.postmaster_ready(server.data),
         run_as=server.run_as,
-        environment={"HOME": str(server.directory), "LC_ALL": "C"},
+        environment=server.environment,
     )
 
 

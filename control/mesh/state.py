@@ -21,6 +21,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from control.mesh.errors import MeshBusy, MeshMismatch
+from control.mesh.processes import Identity
 
 LOOPBACK = "127.0.0.1"
 STATE_FILE = "mesh.json"
@@ -39,30 +40,17 @@ _EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """A process for certain: PIDs are used again, a PID with its start time is not."""
-
-    pid: int
-    # Opaque: compared for equality only (see processes.started_of).
-    started: str
-
-
-@dataclass(frozen=True, slots=True)
 class ProcessRecord:
     name: str
     role: str
     cell: str | None
     identity: Identity
-    # What listens where, by purpose: {"client": "127.0.0.1:2379", "peer": …}; the first is the main.
+    # What listens where, by purpose: {"client": "127.0.0.1:2379", "peer": …}; the main one first.
     addresses: Mapping[str, str]
     log: str
     # Where this start's output begins: the log is appended to over restarts.
     log_offset: int
     command: tuple[str, ...]
-
-    @property
-    def address(self) -> str | None:
-        return next(iter(self.addresses.values()), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +91,9 @@ class MeshState:
     def with_process(self, record: ProcessRecord) -> MeshState:
         return replace(self, processes={**self.processes, record.name: record})
 
-    def without_process(self, name: str) -> MeshState:
-        kept = {key: record for key, record in self.processes.items() if key != name}
+    def without_processes(self, names: Iterable[str]) -> MeshState:
+        gone = set(names)
+        kept = {name: record for name, record in self.processes.items() if name not in gone}
         return replace(self, processes=kept)
 
 
@@ -182,10 +171,10 @@ def locked(data: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     deadline = time.monotonic() + wait_s
     try:
         data.mkdir(parents=True, exist_ok=True)
-        opened = open(data / LOCK_FILE, "ab")
-    except (PermissionError, FileExistsError) as error:
+        handle = os.open(data / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise MeshMismatch(f"{data} cannot hold a mesh of this user: {error}") from error
-    with opened as file:
+    with os.fdopen(handle, "rb") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

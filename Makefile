@@ -1,0 +1,61 @@
+# Two commands are enough: `make demo` shows a region die without a lost cent, `make test` passes.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+DATA ?= .cellpay
+STAMP := $(VENV)/.installed
+
+.PHONY: default demo test quick lint types layers protos up down status verify bench clean install
+
+default: lint types layers quick
+
+$(STAMP): pyproject.toml hatch_build.py $(wildcard protos/cellpay/*/v1/*.proto) protos/build_stubs.py
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: set PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (once; a minute or two)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python protos/build_stubs.py
+	@touch $(STAMP)
+
+install: $(STAMP)
+
+demo: $(STAMP)  ## three cells, real purchases, one region killed, the books audited
+	@$(BIN)/cellctl demo
+
+test: $(STAMP) lint types layers  ## everything, on real components
+	@$(BIN)/python -m pytest
+
+quick: $(STAMP)  ## unit and property tests only
+	@$(BIN)/python -m pytest tests/unit tests/property
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
+	@cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against released.binpb
+
+types: $(STAMP)
+	@$(BIN)/mypy
+
+layers: $(STAMP)
+	@$(BIN)/lint-imports
+
+protos: $(STAMP)
+	@$(BIN)/python protos/build_stubs.py --force
+
+up: $(STAMP)  ## a mesh of three cells, until Ctrl-C
+	@$(BIN)/cellctl up --cells 3 --data $(DATA)
+
+down: $(STAMP)
+	@$(BIN)/cellctl down --data $(DATA)
+
+status: $(STAMP)
+	@$(BIN)/cellctl status --data $(DATA)
+
+verify: $(STAMP)
+	@$(BIN)/cellctl verify --data $(DATA)
+
+bench: $(STAMP)  ## figures of one run on this machine → bench/results/latest.json
+	@$(BIN)/python -m tests.bench.run
+
+clean:
+	rm -rf $(VENV) protos/gen .mypy_cache .ruff_cache .hypothesis

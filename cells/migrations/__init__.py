@@ -1,0 +1,1 @@
+"""The schema, by Alembic: valid on PostgreSQL and on CockroachDB."""

@@ -1,0 +1,13 @@
+"""All tables of a cell's database, gathered for migrations and tests."""
+
+from __future__ import annotations
+
+import cells.accounts.tables
+import cells.ledger.tables
+import cells.notifications.tables
+import cells.orders.tables
+import cells.payments.tables
+import cells.transfers.tables  # noqa: F401
+from cells.fencing.tables import metadata
+
+__all__ = ["metadata"]

@@ -1,0 +1,1 @@
+"""cellctl: step 1 of a failover's walk. The SRE's one tool."""

@@ -1,0 +1,346 @@
+"""cellctl: start a local mesh, watch it, move its slots, load it, audit its books."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from cellpay.control.v1 import control_pb2 as pb
+from cells.verification.auditor import audit
+from cells.verification.model import Report
+from control.cellctl.load import (
+    LoadReport,
+    Loader,
+    NotLoadable,
+    read_purchases,
+    write_rejected,
+)
+from control.cellctl.session import NoMesh, Session
+from control.cellctl.show import (
+    console,
+    errors,
+    operation_document,
+    print_json,
+    range_text,
+    show_load,
+    show_operation,
+    step_name,
+    table,
+)
+from control.cellctl.status import show_status, status_document
+from control.mesh import launcher
+from control.mesh.errors import MeshError
+from control.mesh.options import MeshOptions
+from control.slotmap import read_slot_map
+from router.client import CallPolicy
+from router.errors import Refusal, details_of
+from router.slots import parse_range, slot_of_user
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+REASON = Annotated[str, typer.Option("--reason", help="Why; kept in the audit log.")]
+TARGET = Annotated[str, typer.Option("--to", help="The cell that takes over; spread if not given.")]
+WAIT = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the operation to its end.")]
+DEFAULT_DATA = Path(".cellpay")
+
+_ENDED = (pb.Operation.STEP_DONE, pb.Operation.STEP_FAILED)
+_POLL_S = 0.05
+
+
+@app.command()
+def up(
+    data: DATA = DEFAULT_DATA,
+    cells: Annotated[int, typer.Option(min=1, max=26, help="How many cells.")] = 3,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when all is ready.")] = False,
+    automatic_failover: Annotated[bool, typer.Option(help="Fail over when a lease is lost.")] = True,
+    cell_settings: Annotated[
+        str, typer.Option(help="JSON merged over every cell's settings.")
+    ] = "{}",
+) -> None:
+    """Starts a mesh on this machine, or what is missing of it."""
+    try:
+        overrides = json.loads(cell_settings)
+    except ValueError as error:
+        raise typer.BadParameter(f"--cell-settings is no JSON: {error}") from None
+    options = MeshOptions(automatic_failover=automatic_failover, cell_overrides=overrides)
+    launcher.up(data, cells, detach, options, console.print)
+
+
+@app.command()
+def down(data: DATA = DEFAULT_DATA) -> None:
+    """Stops every process of the mesh; the data stays."""
+    launcher.down(data, console.print)
+
+
+@app.command()
+def status(data: DATA = DEFAULT_DATA, as_json: JSON = False) -> None:
+    """Processes, cells, slots, epochs, xDS subscribers."""
+    document = _run(status_document(data))
+    if as_json:
+        print_json(document)
+    else:
+        show_status(document)
+
+
+@app.command()
+def failover(
+    cell: str, reason: REASON, data: DATA = DEFAULT_DATA, to: TARGET = "", wait: WAIT = True
+) -> None:
+    """Takes all slots from a cell, dead or alive, and gives them to others."""
+    _operate(data, wait, kind=pb.Operation.KIND_FAILOVER, cell=cell, target=to, reason=reason)
+
+
+@app.command()
+def drain(
+    cell: str, reason: REASON, data: DATA = DEFAULT_DATA, to: TARGET = "", wait: WAIT = True
+) -> None:
+    """Moves all slots off a living cell, for maintenance."""
+    _operate(data, wait, kind=pb.Operation.KIND_DRAIN, cell=cell, target=to, reason=reason)
+
+
+@app.command()
+def restore(cell: str, reason: REASON, data: DATA = DEFAULT_DATA, wait: WAIT = True) -> None:
+    """Gives a cell back the slots that were its own at the start."""
+    _operate(data, wait, kind=pb.Operation.KIND_RESTORE, cell=cell, reason=reason)
+
+
+@app.command()
+def move(
+    slots: Annotated[str, typer.Option(help="A slot or a range: 7 or 0-340.")],
+    to: Annotated[str, typer.Option("--to", help="The cell that takes them.")],
+    reason: REASON,
+    data: DATA = DEFAULT_DATA,
+    wait: WAIT = True,
+) -> None:
+    """Moves slots to a cell."""
+    try:
+        piece = parse_range(slots)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--slots") from None
+    _operate(
+        data, wait, kind=pb.Operation.KIND_MOVE, target=to, first=piece.first, last=piece.last,
+        reason=reason,
+    )  # fmt: skip
+
+
+@app.command()
+def route(user_id: str, data: DATA = DEFAULT_DATA, as_json: JSON = False) -> None:
+    """Where a user is at home."""
+
+    async def find() -> dict[str, Any]:
+        slot = slot_of_user(user_id)
+        async with Session.open(data).control() as control:
+            slot_map = await control.GetSlotMap(pb.GetSlotMapRequest(), timeout=5)
+            cells = await control.ListCells(pb.ListCellsRequest(), timeout=5)
+        home = next(piece for piece in slot_map.ranges if piece.first <= slot <= piece.last)
+        cell = next((item for item in cells.cells if item.cell == home.cell), pb.Cell())
+        return {
+            "user_id": user_id, "slot": slot, "cell": home.cell, "epoch": home.epoch,
+            "region": cell.region, "address": cell.address,
+        }  # fmt: skip
+
+    found = _run(find())
+    if as_json:
+        print_json(found)
+    else:
+        console.print("  ".join(f"{name} {value}" for name, value in found.items()))
+
+
+@app.command()
+def operations(
+    operation_id: Annotated[str, typer.Argument(help="One operation, in full.")] = "",
+    data: DATA = DEFAULT_DATA,
+    as_json: JSON = False,
+) -> None:
+    """Operations, newest first, or one of them."""
+
+    async def fetch() -> list[pb.Operation]:
+        async with Session.open(data).control() as control:
+            if operation_id:
+                request = pb.GetOperationRequest(operation_id=operation_id)
+                return [await control.GetOperation(request, timeout=5)]
+            listed = await control.ListOperations(pb.ListOperationsRequest(), timeout=5)
+            return list(listed.operations)
+
+    found = _run(fetch())
+    if as_json:
+        print_json([operation_document(operation) for operation in found])
+    elif operation_id:
+        show_operation(found[0])
+    else:
+        table(
+            "operations",
+            ("id", "kind", "cell", "step", "actor", "reason"),
+            [
+                [document[name] for name in
+                 ("operation_id", "kind", "cell", "step", "actor", "reason")]
+                for document in map(operation_document, found)
+            ],
+        )  # fmt: skip
+
+
+@app.command(name="audit")
+def audit_log(data: DATA = DEFAULT_DATA, as_json: JSON = False) -> None:
+    """Who did what, when and why; refused attempts too."""
+
+    async def fetch() -> list[pb.AuditRecord]:
+        async with Session.open(data).control() as control:
+            listed = await control.ListAuditRecords(
+                pb.ListAuditRecordsRequest(page_size=200), timeout=5
+            )
+            return list(listed.records)
+
+    columns = ("time", "actor", "action", "detail", "reason", "verdict")
+    rows = [
+        (item.time.ToJsonString(), item.actor, item.action, item.detail, item.reason, item.verdict)
+        for item in _run(fetch())
+    ]
+    if as_json:
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        table("audit", columns, rows)
+
+
+@app.command()
+def policy(
+    data: DATA = DEFAULT_DATA,
+    automatic_failover: Annotated[
+        bool | None, typer.Option("--automatic-failover/--no-automatic-failover")
+    ] = None,
+    reason: REASON = "",
+) -> None:
+    """Shows or sets the failover policy."""
+
+    async def apply() -> bool:
+        async with Session.open(data).control() as control:
+            if automatic_failover is None:
+                got = await control.GetFailoverPolicy(pb.GetFailoverPolicyRequest(), timeout=5)
+            else:
+                wanted = pb.FailoverPolicy(automatic=automatic_failover)
+                got = await control.SetFailoverPolicy(
+                    pb.SetFailoverPolicyRequest(policy=wanted, reason=reason), timeout=5
+                )
+            return got.automatic
+
+    console.print(f"automatic failover: {'on' if _run(apply()) else 'off'}")
+
+
+@app.command()
+def load(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    data: DATA = DEFAULT_DATA,
+    concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Users at once.")] = 32,
+) -> None:
+    """Replays purchases: user_id,ordered_at,merchant_id,amount,currency. A second run adds nothing."""
+    side_file = file.with_name(f"{file.stem}.rejected.csv")
+    report = _run(_load(file, data, concurrency))
+    if report.rejected:
+        write_rejected(side_file, report.rejected)
+    show_load(report, str(side_file))
+
+
+async def _load(file: Path, data: Path, concurrency: int) -> LoadReport:
+    purchases, rejected = read_purchases(file)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
+    async with Session.open(data).mesh(CallPolicy(timeout_s=60)) as mesh:
+        with Progress(*columns, console=errors, transient=True) as bar:
+            task = bar.add_task(file.name, total=len(purchases))
+            loader = Loader(
+                mesh, concurrency_max=concurrency, on_paid=lambda _: bar.advance(task)
+            )
+            return await loader.run(purchases, rejected)
+
+
+@app.command()
+def verify(data: DATA = DEFAULT_DATA, as_json: JSON = False) -> None:
+    """Audits the books of the whole mesh; exits 1 and names what is wrong when they do not hold."""
+    report = _run(verify_mesh(data))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        from cells.verification.auditor import lines
+
+        for line in lines(report):
+            console.print(line, markup=False)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+async def verify_mesh(data: Path) -> Report:
+    session = Session.open(data)
+    async with session.store() as store, session.database() as engine:
+        current = await read_slot_map(store)
+        return await audit(engine, current[0] if current else None)
+
+
+@app.command()
+def demo(
+    data: Annotated[Path | None, typer.Option("--data", help="Keep the mesh's files here.")] = None,
+) -> None:
+    """A region dies on a laptop, and no cent is lost."""
+    from control.cellctl.demo import run_demo
+
+    if not run_demo(data):
+        raise typer.Exit(1)
+
+
+def _operate(data: Path, wait: bool, **fields: Any) -> None:
+    async def run() -> pb.Operation:
+        async with Session.open(data).control() as control:
+            operation = await control.StartOperation(
+                pb.StartOperationRequest(**fields), timeout=10
+            )
+            seen = 0
+            while True:
+                for record in operation.history[seen:]:
+                    console.print(f"{record.time.ToJsonString()}  {step_name(record.step)}  {record.note}")
+                seen = len(operation.history)
+                if not wait or operation.step in _ENDED:
+                    return operation
+                await asyncio.sleep(_POLL_S)
+                operation = await control.GetOperation(
+                    pb.GetOperationRequest(operation_id=operation.operation_id), timeout=10
+                )
+
+    operation = _run(run())
+    moved = ", ".join(
+        f"{range_text(item.first, item.last)} {item.source}→{item.target}"
+        for item in operation.moves
+    )
+    console.print(f"{operation.operation_id}: {step_name(operation.step)}; {moved}")
+    if operation.step == pb.Operation.STEP_FAILED:
+        raise typer.Exit(1)
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(work)
+
+
+def main() -> None:
+    """Runs a command; every failure ends in one plain sentence and exit code 1."""
+    try:
+        app()
+    except grpc.aio.AioRpcError as error:
+        details = details_of(error)
+        errors.print(f"{details.reason or error.code().name}: {error.details()}", markup=False)
+        for violation in details.violations:
+            errors.print(f"  {violation.field}: {violation.description}", markup=False)
+        raise SystemExit(1) from None
+    except (NoMesh, NotLoadable, MeshError, Refusal, OSError) as error:
+        errors.print(str(error), markup=False)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

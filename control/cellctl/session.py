@@ -1,0 +1,91 @@
+"""What a command needs of a mesh: addresses and certificates of a local one, by its directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cellpay.control.v1 import control_pb2_grpc
+from cells.database import make_engine
+from cells.settings import DatabaseSettings
+from control.mesh import state as mesh_state
+from router.client import CallPolicy, Mesh, TlsFiles, connect
+from router.store.etcd import connect_etcd
+from router.store.model import Store
+
+_AUDIT_TIMEOUT_MS = 120_000
+
+
+class NoMesh(Exception):
+    """There is no mesh in this directory; says how to start one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    data: Path
+    state: mesh_state.MeshState
+
+    @staticmethod
+    def open(data: Path) -> Session:
+        state = mesh_state.load(data)
+        if state is None:
+            raise NoMesh(f"there is no mesh in {data}; start one with: cellctl up --data {data}")
+        return Session(data, state)
+
+    def tls(self, name: str) -> TlsFiles:
+        folder = self.data / "tls"
+        return TlsFiles(
+            str(folder / "ca.pem"), str(folder / f"{name}.pem"), str(folder / f"{name}.key")
+        )
+
+    @property
+    def client_bootstrap(self) -> Path:
+        return self.data / "xds" / "client.json"
+
+    @property
+    def edge_address(self) -> str:
+        return self.state.address("envoy")
+
+    @contextlib.asynccontextmanager
+    async def control(
+        self, name: str = "operator"
+    ) -> AsyncIterator[control_pb2_grpc.ControlServiceAsyncStub]:
+        address = self.state.address("controller")
+        credentials = self.tls(name).channel_credentials()
+        async with grpc.aio.secure_channel(address, credentials) as channel:
+            yield control_pb2_grpc.ControlServiceStub(channel)  # type: ignore[misc]
+
+    @contextlib.asynccontextmanager
+    async def mesh(self, policy: CallPolicy | None = None) -> AsyncIterator[Mesh]:
+        async with connect(
+            self.client_bootstrap, policy=policy, fallback=self.tls("client")
+        ) as mesh:
+            yield mesh
+
+    @contextlib.asynccontextmanager
+    async def database(self) -> AsyncIterator[AsyncEngine]:
+        """The mesh's database; CELLPAY_DATABASE_URL names another one, CockroachDB included."""
+        url = os.environ.get("CELLPAY_DATABASE_URL", self.state.database_url)
+        settings = DatabaseSettings(
+            idle_in_transaction_timeout_ms=_AUDIT_TIMEOUT_MS,
+            statement_timeout_ms=_AUDIT_TIMEOUT_MS,
+        )
+        engine = make_engine(url, "cellctl", settings, pool_size=2)
+        try:
+            yield engine
+        finally:
+            await engine.dispose()
+
+    @contextlib.asynccontextmanager
+    async def store(self) -> AsyncIterator[Store]:
+        store = connect_etcd(self.state.address("etcd"))
+        try:
+            yield store
+        finally:
+            await store.close()

@@ -1,0 +1,102 @@
+"""What cellctl prints: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cellpay.control.v1 import control_pb2 as pb
+from control.cellctl.load import LoadReport
+from iso4217 import Currency
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+_EXPONENTS = {currency.code: currency.exponent or 0 for currency in Currency}
+
+
+def decimal_amount(minor_units: int, currency: str) -> str:
+    """12345 USD → "123.45"."""
+    exponent = _EXPONENTS.get(currency, 0)
+    sign, digits = ("-" if minor_units < 0 else ""), str(abs(minor_units)).rjust(exponent + 1, "0")
+    whole, fraction = digits[: len(digits) - exponent], digits[len(digits) - exponent :]
+    return f"{sign}{int(whole):,}" + (f".{fraction}" if exponent else "")
+
+
+def print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2))
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    view = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        view.add_column(column, overflow="fold")
+    for row in rows:
+        view.add_row(*(str(value) for value in row))
+    console.print(view)
+
+
+def range_text(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def operation_document(operation: pb.Operation) -> dict[str, Any]:
+    return {
+        "operation_id": operation.operation_id,
+        "kind": pb.Operation.Kind.Name(operation.kind).removeprefix("KIND_").lower(),
+        "step": step_name(operation.step),
+        "cell": operation.cell,
+        "actor": operation.actor,
+        "reason": operation.reason,
+        "moves": [
+            {
+                "slots": range_text(move.first, move.last),
+                "source": move.source,
+                "target": move.target,
+                "epoch": move.epoch,
+            }
+            for move in operation.moves
+        ],
+        "history": [
+            {
+                "step": step_name(record.step),
+                "time": record.time.ToJsonString(),
+                "note": record.note,
+            }
+            for record in operation.history
+        ],
+    }
+
+
+def step_name(step: pb.Operation.Step.ValueType) -> str:
+    return pb.Operation.Step.Name(step).removeprefix("STEP_").lower()
+
+
+def show_operation(operation: pb.Operation) -> None:
+    document = operation_document(operation)
+    console.print(
+        f"{document['operation_id']}  {document['kind']} {document['cell']}  {document['step']}"
+    )
+    console.print(f"  by {document['actor']}: {document['reason']}")
+    for move in document["moves"]:
+        console.print(
+            f"  slots {move['slots']}: {move['source']} → {move['target']}, epoch {move['epoch']}"
+        )
+    for record in document["history"]:
+        console.print(f"  {record['time']}  {record['step']:<10} {record['note']}")
+
+
+def show_load(report: LoadReport, side_file: str) -> None:
+    for (merchant_id, currency), minor in sorted(report.merchants.items()):
+        console.print(f"  {merchant_id}: {decimal_amount(minor, currency)} {currency}")
+    console.print(
+        f"{report.rows} rows: {report.paid} paid now, {report.found_paid} were paid before, "
+        f"{len(report.rejected)} rejected; {report.seconds:.1f} s, "
+        f"{report.payments_per_s:.0f} payments/s"
+    )
+    if report.rejected:
+        console.print(f"rejected rows, with line numbers and reasons: {side_file}")

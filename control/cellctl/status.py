@@ -1,0 +1,104 @@
+"""`cellctl status`: every process with PID and address, every cell with its slots and epochs."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from cellpay.control.v1 import control_pb2 as pb
+from control.cellctl.session import Session
+from control.cellctl.show import console, range_text, table
+from control.mesh import launcher
+
+_TIMEOUT_S = 3.0
+
+
+async def status_document(data: Path) -> dict[str, Any]:
+    """What runs and who owns what; the control plane's part says so when it does not answer."""
+    session = Session.open(data)
+    processes = await asyncio.to_thread(launcher.status, data)
+    document: dict[str, Any] = {
+        "data": str(data),
+        "edge": session.edge_address,
+        "control": session.state.address("controller"),
+        "client_bootstrap": str(session.client_bootstrap),
+        "processes": [asdict(process) for process in processes],
+        "cells": [],
+        "subscribers": [],
+        "error": None,
+    }
+    try:
+        async with session.control() as control:
+            cells = await control.ListCells(pb.ListCellsRequest(), timeout=_TIMEOUT_S)
+            subscribers = await control.ListSubscribers(
+                pb.ListSubscribersRequest(), timeout=_TIMEOUT_S
+            )
+    except (grpc.aio.AioRpcError, OSError) as error:
+        document["error"] = f"the controller does not answer: {_cause(error)}"
+        return document
+    document["cells"] = [
+        {
+            "cell": cell.cell,
+            "region": cell.region,
+            "health": pb.Cell.Health.Name(cell.health).removeprefix("HEALTH_").lower(),
+            "address": cell.address,
+            "slots": sum(piece.last - piece.first + 1 for piece in cell.slots),
+            "ranges": [
+                {"slots": range_text(piece.first, piece.last), "epoch": piece.epoch}
+                for piece in cell.slots
+            ],
+        }
+        for cell in cells.cells
+    ]
+    document["subscribers"] = [
+        {
+            "node_id": item.node_id,
+            "kind": item.kind,
+            "acked_version": item.acked_version,
+            "nacks": item.nacks,
+            "last_nack": item.last_nack,
+        }
+        for item in subscribers.subscribers
+    ]
+    return document
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    return str(error)
+
+
+def show_status(document: dict[str, Any]) -> None:
+    table(
+        "processes",
+        ("name", "PID", "address", "state"),
+        [
+            (item["name"], item["pid"] or "-", item["address"] or "-",
+             "runs" if item["alive"] else "DOWN")
+            for item in document["processes"]
+        ],
+    )  # fmt: skip
+    console.print()
+    if document["error"]:
+        console.print(document["error"])
+        return
+    table(
+        "cells",
+        ("cell", "region", "health", "address", "slots", "ranges (epoch)"),
+        [
+            (item["cell"], item["region"], item["health"], item["address"] or "-", item["slots"],
+             ", ".join(f"{piece['slots']} ({piece['epoch']})" for piece in item["ranges"]) or "-")
+            for item in document["cells"]
+        ],
+    )  # fmt: skip
+    console.print()
+    nacks = sum(item["nacks"] for item in document["subscribers"])
+    console.print(f"xDS: {len(document['subscribers'])} subscribers, {nacks} NACKs")
+    for item in document["subscribers"]:
+        if item["nacks"]:
+            console.print(f"  {item['node_id']}: {item['nacks']} NACKs, last: {item['last_nack']}")

@@ -1,0 +1,175 @@
+"""A lean gRPC load generator: HTTP/2 frames by hand over mTLS, a process of its own.
+
+A full client would take more of the two cores than the server under test. This one writes
+unary calls with distinct bodies, keeps a fixed number in flight a connection, and reads answers
+by their frames: a stream that ended with a DATA frame succeeded (a failed unary call of gRPC has
+headers and trailers only). What it counted is checked against the database by the benchmark.
+Frames: RFC 9113; header blocks: RFC 7541, literals without indexing; messages: gRPC over HTTP/2.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from router.client import TlsFiles
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+_END_STREAM, _END_HEADERS, _ACK = 0x1, 0x4, 0x1
+_WINDOW_MAX = 2**31 - 1
+_WINDOW_DEFAULT = 65_535
+_READ_BYTES = 262_144
+_STREAMS_MAX = 2**30
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def _literal(name: str, value: str) -> bytes:
+    raw_name, raw_value = name.encode(), value.encode()
+    assert len(raw_name) < 127
+    assert len(raw_value) < 127
+    return b"\x00" + bytes([len(raw_name)]) + raw_name + bytes([len(raw_value)]) + raw_value
+
+
+@dataclass(slots=True)
+class Result:
+    """What a run saw. Latencies in seconds, of successful calls, in the order of their ends."""
+
+    seconds: float = 0.0
+    failed: int = 0
+    latencies: list[float] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+
+    @property
+    def per_s(self) -> float:
+        return len(self.latencies) / self.seconds if self.seconds else 0.0
+
+    def percentile_ms(self, share: float) -> float:
+        ordered = sorted(self.latencies)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000
+
+
+class Connection:
+    """One HTTP/2 connection to one server."""
+
+    def __init__(self, address: str, tls: TlsFiles) -> None:
+        host, _, port = address.rpartition(":")
+        context = ssl.create_default_context(cafile=tls.ca)
+        context.load_cert_chain(tls.certificate, tls.key)
+        context.set_alpn_protocols(["h2"])
+        plain = socket.create_connection((host, int(port)))
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = context.wrap_socket(plain, server_hostname="localhost")
+        self._buffer = b""
+        self._stream = 1
+        self._send_window = _WINDOW_DEFAULT
+        settings = struct.pack(">HI", 4, _WINDOW_MAX)
+        self._socket.sendall(
+            _PREFACE
+            + _frame(_SETTINGS, 0, 0, settings)
+            + _frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", _WINDOW_MAX - _WINDOW_DEFAULT))
+        )
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def run(
+        self, path: str, bodies: Iterator[bytes], *, in_flight: int, keep_bodies: bool = False
+    ) -> Result:
+        """Calls `path` with each body, `in_flight` at a time, until they are all answered."""
+        block = b"".join(
+            _literal(name, value)
+            for name, value in (
+                (":method", "POST"), (":scheme", "https"), (":path", path),
+                (":authority", "localhost"), ("content-type", "application/grpc"),
+                ("te", "trailers"),
+            )
+        )  # fmt: skip
+        result = Result()
+        started: dict[int, float] = {}
+        answered: dict[int, bytes] = {}
+        begin = time.perf_counter()
+        exhausted = False
+        while not exhausted or started:
+            out = []
+            while not exhausted and len(started) < in_flight and self._send_window > 4096:
+                body = next(bodies, None)
+                if body is None:
+                    exhausted = True
+                    break
+                stream = self._stream
+                self._stream += 2
+                payload = b"\x00" + struct.pack(">I", len(body)) + body
+                self._send_window -= len(payload)
+                out.append(_frame(_HEADERS, _END_HEADERS, stream, block))
+                out.append(_frame(_DATA, _END_STREAM, stream, payload))
+                started[stream] = time.perf_counter()
+            if out:
+                self._socket.sendall(b"".join(out))
+            if started:
+                self._read(started, answered, result, keep_bodies)
+        result.seconds = time.perf_counter() - begin
+        return result
+
+    def _read(
+        self,
+        started: dict[int, float],
+        answered: dict[int, bytes],
+        result: Result,
+        keep_bodies: bool,
+    ) -> None:
+        data = self._socket.recv(_READ_BYTES)
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        buffer = self._buffer + data
+        position, end = 0, len(buffer)
+        replies = []
+        while end - position >= 9:
+            length = int.from_bytes(buffer[position : position + 3], "big")
+            if end - position < 9 + length:
+                break
+            kind, flags = buffer[position + 3], buffer[position + 4]
+            stream = int.from_bytes(buffer[position + 5 : position + 9], "big")
+            payload = buffer[position + 9 : position + 9 + length]
+            position += 9 + length
+            if kind == _DATA:
+                answered[stream] = answered.get(stream, b"") + payload
+            if kind in (_HEADERS, _DATA) and flags & _END_STREAM or kind == _RST_STREAM:
+                self._ended(stream, started, answered, result, keep_bodies)
+            elif kind == _SETTINGS and not flags & _ACK:
+                replies.append(_frame(_SETTINGS, _ACK, 0, b""))
+            elif kind == _PING and not flags & _ACK:
+                replies.append(_frame(_PING, _ACK, 0, payload))
+            elif kind == _WINDOW_UPDATE and stream == 0:
+                self._send_window += int.from_bytes(payload, "big")
+            elif kind == _GOAWAY:
+                raise ConnectionError(f"GOAWAY: {payload[8:]!r}")
+        self._buffer = buffer[position:]
+        if replies:
+            self._socket.sendall(b"".join(replies))
+
+    def _ended(
+        self,
+        stream: int,
+        started: dict[int, float],
+        answered: dict[int, bytes],
+        result: Result,
+        keep_bodies: bool,
+    ) -> None:
+        since = started.pop(stream, None)
+        body = answered.pop(stream, None)
+        if since is None:
+            return
+        if body is None:
+            result.failed += 1
+            return
+        result.latencies.append(time.perf_counter() - since)
+        if keep_bodies:
+            result.bodies.append(body[5:])
