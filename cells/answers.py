@@ -10,7 +10,7 @@ from cells.ledger.model import Outcome, Reason, Refused
 from router.errors import Refusal
 
 
-def status_of(reason: Reason) -> grpc.StatusCode:  # noqa: PLR0912
+def status_of(reason: Reason) -> grpc.StatusCode:
     """The gRPC status of a refusal. Only NOT_OWNER is worth a retry with the same input."""
     match reason:
         case Reason.NOT_OWNER:

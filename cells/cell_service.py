@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cellpay.cell.v1 import cell_pb2, cell_pb2_grpc
+
 from cells.requests import Checker
 from cells.transfers.worker import Recovery
 from router.guard import SlotsHere

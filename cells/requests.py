@@ -12,12 +12,12 @@ import secrets
 import time
 from typing import Any, TypeVar
 
+from cellpay.money.v1.money_pb2 import Money
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from iso4217 import Currency
 
-from cellpay.money.v1.money_pb2 import Money
 from cells.ledger.model import MAX_AMOUNT_MINOR, Idempotency
 from router.errors import Violation, bad_request
 from router.home import home_field

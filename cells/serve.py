@@ -1,6 +1,6 @@
 """The composition root of a cell: the only file that knows everyone.
 
-    python -m cells.serve SETTINGS.json
+python -m cells.serve SETTINGS.json
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 import grpc
 import structlog
 import uvloop
-from grpc_channelz.v1 import channelz
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-
 from cellpay.accounts.v1 import accounts_pb2_grpc
 from cellpay.cell.v1 import cell_pb2_grpc
 from cellpay.notifications.v1 import notifications_pb2_grpc
 from cellpay.orders.v1 import orders_pb2_grpc
 from cellpay.payments.v1 import payments_pb2_grpc
 from cellpay.transfers.v1 import funding_pb2_grpc, participant_pb2_grpc, transfers_pb2_grpc
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
 from cells.accounts.service import AccountsService
 from cells.cell_service import CellService
 from cells.database import make_engine
@@ -91,9 +91,7 @@ async def serve(settings: CellSettings) -> None:
         guarded: Any = GuardedServer(server, here, _CALLERS)
         payments = PaymentsService(lanes, read_engine, refunding)
         transfers = TransfersService(lanes, read_engine, coordinator)
-        notifications = NotificationsService(
-            lanes, read_engine, allow_private=settings.development
-        )
+        notifications = NotificationsService(lanes, read_engine, allow_private=settings.development)
         accounts_pb2_grpc.add_AccountsServiceServicer_to_server(
             AccountsService(lanes, read_engine), guarded
         )

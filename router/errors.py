@@ -56,9 +56,7 @@ class Refusal(Exception):
 
     def to_status(self) -> status_pb2.Status:
         details = [
-            error_details_pb2.ErrorInfo(
-                reason=self.reason, domain=DOMAIN, metadata=self.metadata
-            )
+            error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
         ]
         if self.violations:
             details.append(

@@ -72,7 +72,7 @@ class SlotsHere:
         return frozenset(gained)
 
     def set_alive(self, alive: bool) -> None:
-        """False while this cell cannot know that it still holds its lease: it then takes nothing."""
+        """False while this cell cannot know that it holds its lease: it then takes nothing."""
         if alive != self._alive:
             self._alive = alive
             self._wake()

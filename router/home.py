@@ -11,29 +11,29 @@ from typing import Any
 
 from cellpay.routing.v1 import routing_pb2
 from google.protobuf import descriptor_pool
-from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
+
 from router.ids import slot_of_id
 from router.slots import slot_of_user
 
 SlotFinder = Callable[[Any], int]
 
 
-def find_service(full_name: str) -> ServiceDescriptor | None:
+def find_service(full_name: str) -> Any:
     try:
         return descriptor_pool.Default().FindServiceByName(full_name)
     except KeyError:
         return None
 
 
-def find_method(path: str) -> MethodDescriptor | None:
+def find_method(path: str) -> Any:
     """The descriptor of `/package.Service/Method`, if that service is known here."""
     service_name, _, method_name = path.lstrip("/").rpartition("/")
     service = find_service(service_name)
     return service.methods_by_name.get(method_name) if service else None
 
 
-def slot_finder(request_type: Descriptor) -> SlotFinder | None:
+def slot_finder(request_type: Any) -> SlotFinder | None:
     """A function from a request to its slot; None when no field of it decides a home.
 
     The function raises ValueError when the field holds no valid ID.
@@ -49,7 +49,7 @@ def slot_finder(request_type: Descriptor) -> SlotFinder | None:
     return None
 
 
-def home_field(request_type: Descriptor) -> str | None:
+def home_field(request_type: Any) -> str | None:
     for field in request_type.fields:
         if field.GetOptions().HasExtension(routing_pb2.home):
             return field.name

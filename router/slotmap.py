@@ -121,7 +121,9 @@ def _merge(owners: list[tuple[str, int]]) -> Iterable[Owned]:
             first = slot
 
 
-def plan_moves(current: SlotMap, give: Iterable[SlotRange], targets: Mapping[str, int]) -> list[Move]:
+def plan_moves(
+    current: SlotMap, give: Iterable[SlotRange], targets: Mapping[str, int]
+) -> list[Move]:
     """Moves that give the ranges away, spread over `targets` (cell → slots it owns already).
 
     Each piece of a range goes whole where it can; the receivers end as even as possible. Slots

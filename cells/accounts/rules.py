@@ -31,9 +31,7 @@ def usable(
     if account is None:
         return Refused(missing, f"the {role} has no account in this currency")
     if account.state != AccountState.OPEN:
-        return Refused(
-            Reason.ACCOUNT_CLOSED, f"the {role}'s account is closed", {"role": role}
-        )
+        return Refused(Reason.ACCOUNT_CLOSED, f"the {role}'s account is closed", {"role": role})
     if currency is not None and account.currency != currency:
         return Refused(
             Reason.CURRENCY_MISMATCH,
@@ -177,7 +175,10 @@ class MoveMoney:
         if refused:
             return refused
         external = book.system_account(
-            self.slot, external_account_id(self.slot, self.currency), Purpose.EXTERNAL, self.currency
+            self.slot,
+            external_account_id(self.slot, self.currency),
+            Purpose.EXTERNAL,
+            self.currency,
         )
         amount = self.amount if incoming else -self.amount
         book.post(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
-
 from cellpay.accounts.v1 import accounts_pb2 as pb
 from cellpay.accounts.v1 import accounts_pb2_grpc
+from sqlalchemy import select
+
 from cells.accounts.model import Direction, Movement
 from cells.accounts.rules import CloseAccount, MoveMoney, OpenAccount
 from cells.answers import not_found, resource_of
@@ -78,9 +78,7 @@ class AccountsService(accounts_pb2_grpc.AccountsServiceServicer):
         idempotency = idempotency_of(check, "OpenAccount", request)
         check.done()
         command = OpenAccount(slot_of_user(user_id), user_id, currency, kind, idempotency)
-        return account_message(
-            resource_of(await self._lanes.submit(command, timeout_of(context)))
-        )
+        return account_message(resource_of(await self._lanes.submit(command, timeout_of(context))))
 
     async def CloseAccount(self, request: pb.CloseAccountRequest, context: Any) -> pb.Account:
         check = Checker()
@@ -88,9 +86,7 @@ class AccountsService(accounts_pb2_grpc.AccountsServiceServicer):
         idempotency = idempotency_of(check, "CloseAccount", request)
         check.done()
         command = CloseAccount(slot_of_id(identifier), identifier, idempotency)
-        return account_message(
-            resource_of(await self._lanes.submit(command, timeout_of(context)))
-        )
+        return account_message(resource_of(await self._lanes.submit(command, timeout_of(context))))
 
     async def GetAccount(self, request: pb.GetAccountRequest, context: Any) -> pb.Account:
         check = Checker()

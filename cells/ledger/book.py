@@ -106,7 +106,9 @@ class Book:
     def account(self, account_id: str) -> Account | None:
         return self.get(ACCOUNTS, account_id)
 
-    def system_account(self, slot: int, account_id: str, purpose: Purpose, currency: str) -> Account:
+    def system_account(
+        self, slot: int, account_id: str, purpose: Purpose, currency: str
+    ) -> Account:
         """A clearing or external account: made when first needed, may fall below zero."""
         return self.account(account_id) or self.new_account(
             slot, account_id, f"{purpose}:{slot}", currency, purpose, AccountKind.SYSTEM

@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
 
-_DIALECT = postgresql.dialect()
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 class RecordType(Generic[Row]):
@@ -41,9 +41,7 @@ class RecordType(Generic[Row]):
         self.fields = tuple(fields)
         self.id_field = self.fields[1]
         self.key = tuple(column.name for column in table.primary_key.columns)
-        self.array_types = tuple(
-            f"{column.type.compile(dialect=_DIALECT)}[]" for column in columns
-        )
+        self.array_types = tuple(f"{column.type.compile(dialect=_DIALECT)}[]" for column in columns)
 
     def __repr__(self) -> str:
         return f"RecordType({self.name})"

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import structlog
@@ -201,5 +202,5 @@ class Lanes:
     async def submit(self, command: Command, timeout_s: float | None = None) -> Outcome:
         return await self.lanes[command.slot % len(self.lanes)].submit(command, timeout_s)
 
-    def runners(self) -> list[Callable[[], object]]:
+    def runners(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         return [lane.run for lane in self.lanes]

@@ -33,9 +33,7 @@ def next_state(order: Order, event: OrderEvent) -> OrderState | Refused:
     state = OrderState(order.state)
     following = TRANSITIONS[state].get(event)
     if following is None:
-        return Refused(
-            _REFUSALS[state], f"the order is {state}", {"payment_id": order.payment_id}
-        )
+        return Refused(_REFUSALS[state], f"the order is {state}", {"payment_id": order.payment_id})
     return following
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
-
 from cellpay.orders.v1 import orders_pb2 as pb
 from cellpay.orders.v1 import orders_pb2_grpc
+from sqlalchemy import select
+
 from cells.answers import not_found, resource_of
 from cells.ledger.model import Reason
 from cells.ledger.worker import Lanes

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import grpc
 import structlog
-
 from cellpay.transfers.v1 import funding_pb2, transfers_pb2
+
 from cells.answers import resource_of
 from cells.ledger.worker import Lanes
 from cells.payments.model import Refund, RefundEvent, RefundState
@@ -21,9 +21,7 @@ from router.ids import Kind, collection_account_id
 
 log = structlog.get_logger(__name__)
 
-_FINAL_REFUSALS = frozenset(
-    {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND}
-)
+_FINAL_REFUSALS = frozenset({grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND})
 
 
 class Refunding:
@@ -62,7 +60,9 @@ class Refunding:
         except grpc.aio.AioRpcError as error:
             if error.code() in _FINAL_REFUSALS and not _elsewhere(error):
                 return RefundEvent.UNFUNDED
-            log.info("a refund waits for its funding", refund=refund.refund_id, code=error.code().name)
+            log.info(
+                "a refund waits for its funding", refund=refund.refund_id, code=error.code().name
+            )
             return None
         if transfer.state == transfers_pb2.Transfer.STATE_CONFIRMED:
             return RefundEvent.FUNDED

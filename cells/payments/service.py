@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
-
 from cellpay.payments.v1 import payments_pb2 as pb
 from cellpay.payments.v1 import payments_pb2_grpc
+from sqlalchemy import select
+
 from cells.answers import not_found, resource_of
 from cells.ledger.model import Reason
 from cells.ledger.worker import Lanes
@@ -37,7 +37,7 @@ _REFUND_STATES_OUT = {
 }
 
 
-def _state(payment: Payment) -> pb.Payment.State:
+def _state(payment: Payment) -> pb.Payment.State.ValueType:
     if payment.refunded == 0:
         return pb.Payment.STATE_SUCCEEDED
     if payment.refunded < payment.amount:

@@ -14,8 +14,8 @@ from datetime import datetime
 
 import grpc
 import structlog
-
 from cellpay.transfers.v1 import participant_pb2
+
 from cells.answers import resource_of
 from cells.ledger.worker import Lanes
 from cells.requests import money, new_id

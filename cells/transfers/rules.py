@@ -152,7 +152,9 @@ class AdvanceTransfer:
             )
         advanced = transfer._replace(
             state=following,
-            cancel_reason=self.reason if self.event == TransferEvent.CANCEL else transfer.cancel_reason,
+            cancel_reason=self.reason
+            if self.event == TransferEvent.CANCEL
+            else transfer.cancel_reason,
             touched_at=book.now,
         )
         if self.event == TransferEvent.END:

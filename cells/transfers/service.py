@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import grpc
-
 from cellpay.transfers.v1 import (
     funding_pb2,
     funding_pb2_grpc,
@@ -15,6 +14,7 @@ from cellpay.transfers.v1 import (
     transfers_pb2_grpc,
 )
 from cellpay.transfers.v1 import transfers_pb2 as pb
+
 from cells.answers import not_found, resource_of
 from cells.ledger.model import Reason
 from cells.ledger.worker import Lanes

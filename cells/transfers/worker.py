@@ -123,6 +123,3 @@ async def _logged(work: Any, identifier: str) -> None:
         await work
     except Exception as error:
         log.warning("an orphan resists", id=identifier, error=str(error))
-
-
-

@@ -45,8 +45,9 @@ def _not_exactly(rows: str) -> str:
 
 _POSTING = "has {entries} entries under {posting_id}, not just the two that move {amount}"
 
-# What a user, a merchant or a movement changed: (currency, amount of deposits − withdrawals).
-_FLOWS = "SELECT slot, currency, CASE direction WHEN 'in' THEN amount ELSE -amount END AS amount FROM movements"
+# Movements with their sign: deposits minus withdrawals.
+_FLOWS = """SELECT slot, currency, CASE direction WHEN 'in' THEN amount ELSE -amount END AS amount
+            FROM movements"""
 
 MONEY = (
     Check(
@@ -122,13 +123,14 @@ MONEY = (
         "account {account_id} ({purpose} of {user_id}) has balance {balance}, held {held}, below"
         " its limit",
         """SELECT account_id, user_id, purpose, balance, held FROM accounts
-        WHERE balance - held < CASE WHEN purpose IN ('balance', 'collection') THEN 0 ELSE floor END""",
+        WHERE balance - held <
+            CASE WHEN purpose IN ('balance', 'collection') THEN 0 ELSE floor END""",
     ),
     Check(
         "money_is_conserved",
         1,
-        "users, collection and clearing accounts hold {held} {currency}; deposits − withdrawals"
-        " are {moved}",
+        "users, collection and clearing accounts hold {held} {currency}; deposits minus"
+        " withdrawals are {moved}",
         f"""SELECT currency, sum(held) AS held, sum(moved) AS moved FROM (
             SELECT currency, balance AS held, 0 AS moved FROM accounts WHERE purpose <> 'external'
             UNION ALL SELECT currency, 0, amount FROM ({_FLOWS}) AS f
@@ -144,8 +146,8 @@ MONEY = (
     Check(
         "external_is_what_moved",
         1,
-        "the external account of slot {slot} has {balance} {currency}; deposits − withdrawals"
-        " there are {moved}",
+        "the external account of slot {slot} has {balance} {currency}; deposits minus"
+        " withdrawals there are {moved}",
         f"""SELECT slot, currency, sum(balance) AS balance, sum(moved) AS moved FROM (
             SELECT slot, currency, balance, 0 AS moved FROM accounts WHERE purpose = 'external'
             UNION ALL SELECT slot, currency, 0, amount FROM ({_FLOWS}) AS f
@@ -195,7 +197,8 @@ MONEY = (
     Check(
         "merchant_list_matches_accounts",
         1,
-        "merchant account {account_id}: the account is {state}, the list of merchants says {listed}",
+        "merchant account {account_id}: the account is {state}, the list of merchants says"
+        " {listed}",
         """SELECT account_id, COALESCE(max(state), 'missing') AS state,
             COALESCE(max(listed), 'missing') AS listed FROM (
             SELECT slot, account_id, user_id, currency, state, CAST(NULL AS text) AS listed

@@ -126,7 +126,7 @@ def lines(report: Report) -> list[str]:
         text.append(
             f"{money.currency}: users {money.users} + collection {money.collection}"
             f" + clearing {money.clearing} {sign} deposits {money.deposits}"
-            f" − withdrawals {money.withdrawals} (held {money.held})"
+            f" - withdrawals {money.withdrawals} (held {money.held})"
         )
     text += [
         f"accounts: {_counts(figures.accounts)}",

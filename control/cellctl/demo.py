@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-
 from cellpay.accounts.v1 import accounts_pb2
 from cellpay.control.v1 import control_pb2 as pb
 from cellpay.money.v1.money_pb2 import Money
 from cellpay.payments.v1 import payments_pb2
 from cellpay.transfers.v1 import transfers_pb2
+
 from cells.verification.auditor import audit, lines
 from cells.verification.model import Report
 from control.cellctl.load import Loader, LoadReport, Purchase, read_purchases
@@ -218,7 +218,9 @@ class _Demo:
                 for record in operation.history:
                     if record.step not in seen:
                         seen.add(record.step)
-                        self._story.tell(f"failover {step_name(record.step)} {record.note}".rstrip())
+                        self._story.tell(
+                            f"failover {step_name(record.step)} {record.note}".rstrip()
+                        )
                 if operation.step in (pb.Operation.STEP_DONE, pb.Operation.STEP_FAILED):
                     moves = ", ".join(
                         f"{range_text(move.first, move.last)} → {move.target}"
@@ -285,8 +287,10 @@ class _Demo:
         console.print("\n[bold]What the clients saw[/bold]")
         if story.killed_at and story.back_at:
             outage_ms = (story.back_at - story.killed_at) * 1000
-            console.print(f"  outage for users of cell {_VICTIM}: {outage_ms:.0f} ms to the first answer, "
-                          f"{max(story.probes_back) * 1000:.0f} ms to the last of {_PROBES} waiting users")
+            console.print(
+                f"  outage for users of cell {_VICTIM}: {outage_ms:.0f} ms to the first answer, "
+                f"{max(story.probes_back) * 1000:.0f} ms to the last of {_PROBES} waiting users"
+            )
             console.print("  outage for users of the other cells: none of their calls failed")
         console.print(
             f"  {calls:,} calls, {retries:,} attempts retried by the SDK; {load.paid:,} payments "
@@ -296,6 +300,8 @@ class _Demo:
         console.print("\n[bold]The books[/bold]")
         for line in lines(report):
             console.print(f"  {line}", markup=False)
-        verdict = "[bold green]No cent was lost." if report.ok and not missing else "[bold red]BROKEN"
+        verdict = (
+            "[bold green]No cent was lost." if report.ok and not missing else "[bold red]BROKEN"
+        )
         total = sum(load.merchants.values())
         console.print(f"\n{verdict}[/] {decimal_amount(total, _CURRENCY)} {_CURRENCY} were paid.")

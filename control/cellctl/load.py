@@ -19,12 +19,12 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import grpc
-from iso4217 import Currency
-
 from cellpay.accounts.v1 import accounts_pb2
 from cellpay.money.v1.money_pb2 import Money
 from cellpay.orders.v1 import orders_pb2
 from cellpay.payments.v1 import payments_pb2
+from iso4217 import Currency
+
 from router.client import Mesh
 from router.errors import Refusal, details_of
 
@@ -205,7 +205,13 @@ class Loader:
         if isinstance(error, grpc.aio.AioRpcError):
             reason = details_of(error).reason or error.code().name
             reason = f"{reason}: {error.details()}"
-        row = (item.user_id, item.ordered_at, item.merchant_id, str(item.amount_minor), item.currency)
+        row = (
+            item.user_id,
+            item.ordered_at,
+            item.merchant_id,
+            str(item.amount_minor),
+            item.currency,
+        )
         self.report.rejected.append(Rejected(item.line, reason, row))
 
     async def _open(
@@ -233,9 +239,7 @@ class Loader:
             self._reject(item, error)
             return None
 
-    async def _fund(
-        self, user_id: str, currency: str, unpaid: list[tuple[Purchase, str]]
-    ) -> None:
+    async def _fund(self, user_id: str, currency: str, unpaid: list[tuple[Purchase, str]]) -> None:
         """Deposits what the balance lacks for the unpaid rows; nothing when it suffices."""
         if not unpaid:
             return
@@ -258,9 +262,7 @@ class Loader:
             )
         )
 
-    async def _pay(
-        self, item: Purchase, order_id: str, unpaid: list[tuple[Purchase, str]]
-    ) -> bool:
+    async def _pay(self, item: Purchase, order_id: str, unpaid: list[tuple[Purchase, str]]) -> bool:
         for _ in range(_FUNDING_TRIES_MAX):
             try:
                 await self._mesh.payments.Pay(

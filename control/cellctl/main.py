@@ -10,14 +10,14 @@ from typing import Annotated, Any
 
 import grpc
 import typer
+from cellpay.control.v1 import control_pb2 as pb
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cellpay.control.v1 import control_pb2 as pb
 from cells.verification.auditor import audit
 from cells.verification.model import Report
 from control.cellctl.load import (
-    LoadReport,
     Loader,
+    LoadReport,
     NotLoadable,
     read_purchases,
     write_rejected,
@@ -61,7 +61,9 @@ def up(
     data: DATA = DEFAULT_DATA,
     cells: Annotated[int, typer.Option(min=1, max=26, help="How many cells.")] = 3,
     detach: Annotated[bool, typer.Option("--detach", help="Return when all is ready.")] = False,
-    automatic_failover: Annotated[bool, typer.Option(help="Fail over when a lease is lost.")] = True,
+    automatic_failover: Annotated[
+        bool, typer.Option(help="Fail over when a lease is lost.")
+    ] = True,
     cell_settings: Annotated[
         str, typer.Option(help="JSON merged over every cell's settings.")
     ] = "{}",
@@ -240,7 +242,7 @@ def load(
     data: DATA = DEFAULT_DATA,
     concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Users at once.")] = 32,
 ) -> None:
-    """Replays purchases: user_id,ordered_at,merchant_id,amount,currency. A second run adds nothing."""
+    """Replays purchases from a CSV file; a second run of the same file adds nothing."""
     side_file = file.with_name(f"{file.stem}.rejected.csv")
     report = _run(_load(file, data, concurrency))
     if report.rejected:
@@ -256,9 +258,7 @@ async def _load(file: Path, data: Path, concurrency: int) -> LoadReport:
     async with Session.open(data).mesh(CallPolicy(timeout_s=60)) as mesh:
         with Progress(*columns, console=errors, transient=True) as bar:
             task = bar.add_task(file.name, total=len(purchases))
-            loader = Loader(
-                mesh, concurrency_max=concurrency, on_paid=lambda _: bar.advance(task)
-            )
+            loader = Loader(mesh, concurrency_max=concurrency, on_paid=lambda _: bar.advance(task))
             return await loader.run(purchases, rejected)
 
 
@@ -298,13 +298,13 @@ def demo(
 def _operate(data: Path, wait: bool, **fields: Any) -> None:
     async def run() -> pb.Operation:
         async with Session.open(data).control() as control:
-            operation = await control.StartOperation(
-                pb.StartOperationRequest(**fields), timeout=10
-            )
+            operation = await control.StartOperation(pb.StartOperationRequest(**fields), timeout=10)
             seen = 0
             while True:
                 for record in operation.history[seen:]:
-                    console.print(f"{record.time.ToJsonString()}  {step_name(record.step)}  {record.note}")
+                    console.print(
+                        f"{record.time.ToJsonString()}  {step_name(record.step)}  {record.note}"
+                    )
                 seen = len(operation.history)
                 if not wait or operation.step in _ENDED:
                     return operation

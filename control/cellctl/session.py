@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from cellpay.control.v1 import control_pb2_grpc
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cellpay.control.v1 import control_pb2_grpc
 from cells.database import make_engine
 from cells.settings import DatabaseSettings
 from control.mesh import state as mesh_state
@@ -59,7 +59,7 @@ class Session:
         address = self.state.address("controller")
         credentials = self.tls(name).channel_credentials()
         async with grpc.aio.secure_channel(address, credentials) as channel:
-            yield control_pb2_grpc.ControlServiceStub(channel)  # type: ignore[misc]
+            yield control_pb2_grpc.ControlServiceStub(channel)
 
     @contextlib.asynccontextmanager
     async def mesh(self, policy: CallPolicy | None = None) -> AsyncIterator[Mesh]:

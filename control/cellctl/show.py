@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from cellpay.control.v1 import control_pb2 as pb
+from iso4217 import Currency
 from rich.console import Console
 from rich.table import Table
 
-from cellpay.control.v1 import control_pb2 as pb
 from control.cellctl.load import LoadReport
-from iso4217 import Currency
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-
 from cellpay.control.v1 import control_pb2 as pb
+
 from control.cellctl.session import Session
 from control.cellctl.show import console, range_text, table
 from control.mesh import launcher

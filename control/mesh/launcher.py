@@ -104,7 +104,7 @@ def down(data: Path, progress: Progress = silent, grace_s: float = DEFAULTS.grac
         return
     with locked(data):
         ended = end_all(data.resolve(), progress, grace_s)
-    progress(f"{ended} processes ended" if ended else f"nothing runs in {data}")
+    progress(f"processes ended: {ended}" if ended else f"nothing runs in {data}")
 
 
 def remove(data: Path, progress: Progress = silent) -> None:
@@ -214,7 +214,7 @@ def _down_ours(data: Path, launcher: Identity, grace_s: float, progress: Progres
         state = load(data)
         if state is not None and state.launcher == launcher:
             ended = end_all(data.resolve(), progress, grace_s)
-            progress(f"{ended} processes ended")
+            progress(f"processes ended: {ended}")
 
 
 def _bring_up(

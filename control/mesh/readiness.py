@@ -11,6 +11,8 @@ from pathlib import Path
 
 _PROBE_WAIT_S = 1.0
 _LOG_READ_MAX = 1 << 20
+# Health answers any workload of the mesh.
+_PROBE_CERTIFICATE = "client"
 # Line 8 of postmaster.pid, as `pg_ctl --wait` reads it.
 _POSTMASTER_STATUS_LINE = 7
 
@@ -82,7 +84,7 @@ def redis_pong(address: str) -> Probe:
 
 
 def grpc_serving(address: str, tls: Path) -> Probe:
-    """The gRPC health service answers SERVING over mutual TLS; `tls` holds ca.pem and client's."""
+    """The gRPC health service answers SERVING over mutual TLS; `tls` is the mesh's folder of them."""
 
     def probe(_: Started) -> bool:
         # The base components are started without gRPC: its import takes a while.
@@ -90,7 +92,9 @@ def grpc_serving(address: str, tls: Path) -> Probe:
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
         credentials = grpc.ssl_channel_credentials(
-            tls.ca.read_bytes(), tls.key.read_bytes(), tls.certificate.read_bytes()
+            (tls / "ca.pem").read_bytes(),
+            (tls / f"{_PROBE_CERTIFICATE}.key").read_bytes(),
+            (tls / f"{_PROBE_CERTIFICATE}.pem").read_bytes(),
         )
         options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
         with grpc.secure_channel(address, credentials, options=options) as channel:

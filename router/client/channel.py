@@ -27,7 +27,10 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 _CODE = grpc.StatusCode
 # The attempt did not run, or may have run and can be repeated under its key.
-_RETRIED = frozenset({_CODE.UNAVAILABLE, _CODE.ABORTED, _CODE.RESOURCE_EXHAUSTED})
+# DEADLINE_EXCEEDED is an attempt's own: the cell may be paused, and its successor will answer.
+_RETRIED = frozenset(
+    {_CODE.UNAVAILABLE, _CODE.ABORTED, _CODE.RESOURCE_EXHAUSTED, _CODE.DEADLINE_EXCEEDED}
+)
 # The cell says: not mine; nothing was executed. A new slot map is on its way to us.
 _REROUTED = frozenset({"SLOT_MOVED", "NOT_HOME", "NOT_OWNER"})
 
@@ -138,9 +141,7 @@ def _wait_s(error: grpc.aio.AioRpcError, tries: int, policy: CallPolicy) -> floa
     if details.reason in _REROUTED and tries <= 8:
         return random.uniform(0.2, 1.0) * policy.reroute_wait_s
     if error.code() not in _RETRIED and details.reason not in _REROUTED:
-        # An attempt's own deadline passed: the cell may be paused; its successor will answer.
-        if error.code() != _CODE.DEADLINE_EXCEEDED:
-            return None
+        return None
     ceiling = min(policy.backoff_cap_s, policy.backoff_base_s * 2 ** min(tries, 16))
     wait = random.uniform(policy.reroute_wait_s * 1.1, ceiling)
     return max(wait, (details.retry_after_ms or 0) / 1000)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import grpc
-
 from cellpay.accounts.v1 import accounts_pb2_grpc
 from cellpay.notifications.v1 import notifications_pb2_grpc
 from cellpay.orders.v1 import orders_pb2_grpc
 from cellpay.payments.v1 import payments_pb2_grpc
 from cellpay.transfers.v1 import funding_pb2_grpc, participant_pb2_grpc, transfers_pb2_grpc
+
 from router.client.channel import CallPolicy, MeshChannel
 from router.client.tls import TlsFiles
 
@@ -40,25 +40,25 @@ class Mesh:
         raw = cast(Any, channel)
         self.channel = channel
         self.accounts: accounts_pb2_grpc.AccountsServiceAsyncStub = (
-            accounts_pb2_grpc.AccountsServiceStub(raw)  # type: ignore[assignment]
+            accounts_pb2_grpc.AccountsServiceStub(raw)
         )
         self.orders: orders_pb2_grpc.OrdersServiceAsyncStub = (
-            orders_pb2_grpc.OrdersServiceStub(raw)  # type: ignore[assignment]
+            orders_pb2_grpc.OrdersServiceStub(raw)
         )
         self.payments: payments_pb2_grpc.PaymentsServiceAsyncStub = (
-            payments_pb2_grpc.PaymentsServiceStub(raw)  # type: ignore[assignment]
+            payments_pb2_grpc.PaymentsServiceStub(raw)
         )
         self.transfers: transfers_pb2_grpc.TransfersServiceAsyncStub = (
-            transfers_pb2_grpc.TransfersServiceStub(raw)  # type: ignore[assignment]
+            transfers_pb2_grpc.TransfersServiceStub(raw)
         )
         self.notifications: notifications_pb2_grpc.NotificationsServiceAsyncStub = (
-            notifications_pb2_grpc.NotificationsServiceStub(raw)  # type: ignore[assignment]
+            notifications_pb2_grpc.NotificationsServiceStub(raw)
         )
         self.participants: participant_pb2_grpc.ParticipantServiceAsyncStub = (
-            participant_pb2_grpc.ParticipantServiceStub(raw)  # type: ignore[assignment]
+            participant_pb2_grpc.ParticipantServiceStub(raw)
         )
         self.funding: funding_pb2_grpc.FundingServiceAsyncStub = (
-            funding_pb2_grpc.FundingServiceStub(raw)  # type: ignore[assignment]
+            funding_pb2_grpc.FundingServiceStub(raw)
         )
 
 

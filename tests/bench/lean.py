@@ -141,7 +141,7 @@ class Connection:
             position += 9 + length
             if kind == _DATA:
                 answered[stream] = answered.get(stream, b"") + payload
-            if kind in (_HEADERS, _DATA) and flags & _END_STREAM or kind == _RST_STREAM:
+            if (kind in (_HEADERS, _DATA) and flags & _END_STREAM) or kind == _RST_STREAM:
                 self._ended(stream, started, answered, result, keep_bodies)
             elif kind == _SETTINGS and not flags & _ACK:
                 replies.append(_frame(_SETTINGS, _ACK, 0, b""))

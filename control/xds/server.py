@@ -1,0 +1,180 @@
+"""The ADS server: state of the world, streams with ACKs and NACKs. Knows nothing of slots.
+
+Protocol: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol. A stream always sends
+the newest snapshot and keeps none: a slow client costs no memory, it only skips versions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import structlog
+from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
+
+from control.xds.snapshot import (
+    CLUSTER,
+    ENDPOINT,
+    LISTENER,
+    ROUTE,
+    SENDING_ORDER,
+    Snapshot,
+    take_snapshot,
+)
+from control.xds.translate import NodeKind, Topology
+
+log = structlog.get_logger(__name__)
+
+_WILDCARD_TYPES = frozenset({LISTENER, CLUSTER})
+_KNOWN_TYPES = frozenset({LISTENER, ROUTE, CLUSTER, ENDPOINT})
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriberStatus:
+    node_id: str
+    kind: str
+    # The version of the routes that the subscriber last accepted.
+    acked_version: str
+    nacks: int
+    last_nack: str
+
+
+@dataclass(slots=True)
+class _Subscription:
+    """What one stream wants of one type, and what it was last sent."""
+
+    names: frozenset[str] = frozenset()
+    wildcard: bool = False
+    sent_version: str = ""
+    sent_names: frozenset[str] = frozenset()
+    nonce: str = ""
+    acked_version: str = ""
+
+    def wanted(self, available: frozenset[str]) -> frozenset[str]:
+        return available if self.wildcard else self.names & available
+
+
+@dataclass(slots=True)
+class _Stream:
+    node_id: str = ""
+    kind: NodeKind = NodeKind.CLIENT
+    subscriptions: dict[str, _Subscription] = field(default_factory=dict)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: bool = False
+    nacks: int = 0
+    last_nack: str = ""
+
+
+class XdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
+    """Serves the latest topology to every subscriber."""
+
+    def __init__(self) -> None:
+        self._snapshots: dict[NodeKind, Snapshot] = {}
+        self._streams: dict[int, _Stream] = {}
+        self._numbers = itertools.count(1)
+        self.nacks = 0
+
+    def add_to_server(self, server: grpc.aio.Server) -> None:
+        ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(self, server)
+
+    def publish(self, topology: Topology) -> None:
+        """Takes effect on every stream at once. Raises InconsistentSnapshot, changing nothing."""
+        self._snapshots = {kind: take_snapshot(topology, kind) for kind in NodeKind}
+        for stream in self._streams.values():
+            stream.wake.set()
+
+    def subscribers(self) -> list[SubscriberStatus]:
+        return [
+            SubscriberStatus(
+                stream.node_id,
+                stream.kind,
+                stream.subscriptions.get(ROUTE, _Subscription()).acked_version,
+                stream.nacks,
+                stream.last_nack,
+            )
+            for stream in self._streams.values()
+        ]
+
+    async def StreamAggregatedResources(
+        self, request_iterator: AsyncIterator[Any], context: Any
+    ) -> AsyncIterator[Any]:
+        stream = _Stream()
+        number = next(self._numbers)
+        self._streams[number] = stream
+        reader = asyncio.get_running_loop().create_task(self._read(request_iterator, stream))
+        try:
+            while not stream.ended:
+                await stream.wake.wait()
+                stream.wake.clear()
+                for type_url in SENDING_ORDER:
+                    response = self._response(stream, type_url)
+                    if response is not None:
+                        yield response
+        finally:
+            reader.cancel()
+            del self._streams[number]
+
+    async def DeltaAggregatedResources(self, request_iterator: Any, context: Any) -> Any:
+        await context.abort(
+            grpc.StatusCode.UNIMPLEMENTED, "this server speaks state of the world only"
+        )
+
+    async def _read(self, requests: AsyncIterator[Any], stream: _Stream) -> None:
+        try:
+            async for request in requests:
+                self._take(stream, request)
+        finally:
+            stream.ended = True
+            stream.wake.set()
+
+    def _take(self, stream: _Stream, request: Any) -> None:
+        """One request: the first of a type, a change of names, an ACK or a NACK."""
+        if not stream.node_id and request.HasField("node"):
+            stream.node_id = request.node.id
+            edge = request.node.user_agent_name == "envoy" or request.node.id.startswith("edge")
+            stream.kind = NodeKind.EDGE if edge else NodeKind.CLIENT
+        if request.type_url not in _KNOWN_TYPES:
+            return
+        known = stream.subscriptions.get(request.type_url)
+        subscription = stream.subscriptions.setdefault(request.type_url, _Subscription())
+        if request.response_nonce and request.response_nonce != subscription.nonce:
+            # An answer to something older than what we sent last.
+            return
+        if request.HasField("error_detail"):
+            self.nacks += 1
+            stream.nacks += 1
+            stream.last_nack = request.error_detail.message
+            log.error("NACK", node=stream.node_id, type=request.type_url, why=stream.last_nack)
+        elif request.response_nonce:
+            subscription.acked_version = request.version_info
+        names = frozenset(request.resource_names)
+        if "*" in names or (known is None and not names and request.type_url in _WILDCARD_TYPES):
+            subscription.wildcard = True
+        subscription.names = names - {"*"}
+        stream.wake.set()
+
+    def _response(self, stream: _Stream, type_url: str) -> Any | None:
+        """What the stream lacks of this type, exactly the names it asked for; None when nothing."""
+        subscription = stream.subscriptions.get(type_url)
+        snapshot = self._snapshots.get(stream.kind)
+        if subscription is None or snapshot is None:
+            return None
+        typed = snapshot.types[type_url]
+        wanted = subscription.wanted(frozenset(typed.resources))
+        if subscription.sent_version == typed.version and wanted <= subscription.sent_names:
+            return None
+        if not wanted and not subscription.wildcard and type_url not in _WILDCARD_TYPES:
+            return None
+        subscription.sent_version = typed.version
+        subscription.sent_names = wanted
+        subscription.nonce = str(next(self._numbers))
+        return discovery_pb2.DiscoveryResponse(
+            version_info=typed.version,
+            type_url=type_url,
+            nonce=subscription.nonce,
+            resources=[typed.resources[name] for name in sorted(wanted)],
+        )

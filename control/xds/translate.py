@@ -1,0 +1,276 @@
+"""From a slot map and addresses to xDS resources, for gRPC and for Envoy, in one translation.
+
+Pure. Resource names: listener and route configuration `cellpay` (gRPC) or `edge` (Envoy), clusters
+`cell-<name>`. Routing: a header range match on `x-cellpay-slot` a range of the map (gRFC A28); mTLS
+with the cell's SPIFFE ID pinned (gRFC A29).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import address_pb2, base_pb2, config_source_pb2, protocol_pb2
+from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
+from envoy.config.listener.v3 import api_listener_pb2, listener_components_pb2, listener_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.extensions.filters.http.lua.v3 import lua_pb2
+from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import (
+    http_connection_manager_pb2 as hcm_pb2,
+)
+from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tls_pb2
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+from envoy.type.matcher.v3 import string_pb2
+from envoy.type.v3 import range_pb2
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
+
+from router.identity import spiffe_id
+from router.slotmap import SlotMap
+from router.slots import SLOT_HEADER
+
+CLIENT_LISTENER = "cellpay"
+EDGE_LISTENER = "edge"
+PROVIDER = "default"
+EDGE_CERTIFICATE = "edge_certificate"
+MESH_CA = "mesh_ca"
+_EDGE_RETRIES = 8
+_CONNECT_TIMEOUT_MS = 1000
+
+
+class NodeKind(StrEnum):
+    CLIENT = "client"
+    EDGE = "edge"
+
+
+@dataclass(frozen=True)
+class Topology:
+    """What the mesh looks like now. `endpoints`: live cell → host:port."""
+
+    slot_map: SlotMap
+    endpoints: Mapping[str, str]
+    edge_listen: str = "127.0.0.1:0"
+    edge_lua: str = ""
+
+
+@dataclass(frozen=True)
+class Resources:
+    listeners: Mapping[str, Message] = field(default_factory=dict)
+    routes: Mapping[str, Message] = field(default_factory=dict)
+    clusters: Mapping[str, Message] = field(default_factory=dict)
+    endpoints: Mapping[str, Message] = field(default_factory=dict)
+
+
+def read_edge_lua() -> str:
+    """The Lua that computes the slot at the edge."""
+    import router.edge
+
+    return (Path(router.edge.__file__).parent / "slot.lua").read_text(encoding="utf-8")
+
+
+def translate(topology: Topology, kind: NodeKind) -> Resources:
+    name = CLIENT_LISTENER if kind == NodeKind.CLIENT else EDGE_LISTENER
+    cells = sorted(topology.slot_map.cells() | set(topology.endpoints))
+    listener = (
+        _client_listener(name) if kind == NodeKind.CLIENT else _edge_listener(name, topology)
+    )
+    return Resources(
+        listeners={name: listener},
+        routes={name: _routes(name, topology.slot_map, kind)},
+        clusters={cluster_name(cell): _cluster(cell, kind) for cell in cells},
+        endpoints={
+            cluster_name(cell): _assignment(cell, topology.endpoints.get(cell)) for cell in cells
+        },
+    )
+
+
+def cluster_name(cell: str) -> str:
+    return f"cell-{cell}"
+
+
+def _any(message: Message) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(message, deterministic=True)
+    return packed
+
+
+def _ads() -> config_source_pb2.ConfigSource:
+    return config_source_pb2.ConfigSource(
+        ads=config_source_pb2.AggregatedConfigSource(),
+        resource_api_version=config_source_pb2.V3,
+    )
+
+
+def _duration(milliseconds: int) -> Duration:
+    duration = Duration()
+    duration.FromMilliseconds(milliseconds)
+    return duration
+
+
+def _manager(name: str, filters: list[hcm_pb2.HttpFilter]) -> hcm_pb2.HttpConnectionManager:
+    terminal = hcm_pb2.HttpFilter(name="router", typed_config=_any(router_pb2.Router()))
+    return hcm_pb2.HttpConnectionManager(
+        stat_prefix=name,
+        rds=hcm_pb2.Rds(route_config_name=name, config_source=_ads()),
+        http_filters=[*filters, terminal],
+    )
+
+
+def _client_listener(name: str) -> listener_pb2.Listener:
+    return listener_pb2.Listener(
+        name=name,
+        api_listener=api_listener_pb2.ApiListener(api_listener=_any(_manager(name, []))),
+    )
+
+
+def _edge_listener(name: str, topology: Topology) -> listener_pb2.Listener:
+    host, _, port = topology.edge_listen.rpartition(":")
+    lua = lua_pb2.Lua(
+        default_source_code=base_pb2.DataSource(inline_string=topology.edge_lua)
+    )
+    manager = _manager(
+        name, [hcm_pb2.HttpFilter(name="envoy.filters.http.lua", typed_config=_any(lua))]
+    )
+    manager.codec_type = hcm_pb2.HttpConnectionManager.AUTO
+    manager.http2_protocol_options.CopyFrom(
+        protocol_pb2.Http2ProtocolOptions(max_concurrent_streams=UInt32Value(value=1024))
+    )
+    manager.stream_idle_timeout.CopyFrom(_duration(300_000))
+    downstream = tls_pb2.DownstreamTlsContext(
+        common_tls_context=_edge_tls(), require_client_certificate=BoolValue(value=True)
+    )
+    chain = listener_components_pb2.FilterChain(
+        filters=[
+            listener_components_pb2.Filter(
+                name="envoy.filters.network.http_connection_manager", typed_config=_any(manager)
+            )
+        ],
+        transport_socket=base_pb2.TransportSocket(
+            name="envoy.transport_sockets.tls", typed_config=_any(downstream)
+        ),
+    )
+    return listener_pb2.Listener(
+        name=name, address=_address(host, int(port)), filter_chains=[chain]
+    )
+
+
+def _edge_tls(san: string_pb2.StringMatcher | None = None) -> tls_pb2.CommonTlsContext:
+    """Envoy's certificates are files, named as static secrets in its bootstrap."""
+    context = tls_pb2.CommonTlsContext(
+        tls_certificate_sds_secret_configs=[tls_secret(EDGE_CERTIFICATE)],
+        alpn_protocols=["h2"],
+    )
+    if san is None:
+        context.validation_context_sds_secret_config.CopyFrom(tls_secret(MESH_CA))
+        return context
+    combined = context.combined_validation_context
+    combined.validation_context_sds_secret_config.CopyFrom(tls_secret(MESH_CA))
+    combined.default_validation_context.match_typed_subject_alt_names.append(
+        common_pb2.SubjectAltNameMatcher(
+            san_type=common_pb2.SubjectAltNameMatcher.URI, matcher=san
+        )
+    )
+    return context
+
+
+def tls_secret(name: str) -> secret_pb2.SdsSecretConfig:
+    return secret_pb2.SdsSecretConfig(name=name)
+
+
+def _client_tls(san: string_pb2.StringMatcher) -> tls_pb2.CommonTlsContext:
+    """gRPC takes certificates from the provider that its own bootstrap names (gRFC A29)."""
+    plugin = common_pb2.CertificateProviderPluginInstance(instance_name=PROVIDER)
+    return tls_pb2.CommonTlsContext(
+        tls_certificate_provider_instance=plugin,
+        validation_context=common_pb2.CertificateValidationContext(
+            ca_certificate_provider_instance=plugin, match_subject_alt_names=[san]
+        ),
+    )
+
+
+def _routes(name: str, slot_map: SlotMap, kind: NodeKind) -> route_pb2.RouteConfiguration:
+    routes = []
+    for owned in slot_map.ranges:
+        matcher = route_components_pb2.HeaderMatcher(
+            name=SLOT_HEADER,
+            range_match=range_pb2.Int64Range(start=owned.first, end=owned.last + 1),
+        )
+        action = route_components_pb2.RouteAction(
+            cluster=cluster_name(owned.cell), timeout=_duration(0)
+        )
+        if kind == NodeKind.EDGE:
+            action.retry_policy.CopyFrom(_edge_retries())
+        routes.append(
+            route_components_pb2.Route(
+                match=route_components_pb2.RouteMatch(prefix="", headers=[matcher])
+                if kind == NodeKind.CLIENT
+                else route_components_pb2.RouteMatch(prefix="/", headers=[matcher]),
+                route=action,
+            )
+        )
+    host = route_components_pb2.VirtualHost(name=name, domains=["*"], routes=routes)
+    return route_pb2.RouteConfiguration(name=name, virtual_hosts=[host])
+
+
+def _edge_retries() -> route_components_pb2.RetryPolicy:
+    """Edge clients have no SDK: Envoy retries what did not run or may be repeated by its key."""
+    return route_components_pb2.RetryPolicy(
+        retry_on="unavailable,connect-failure,refused-stream,reset-before-request",
+        num_retries=UInt32Value(value=_EDGE_RETRIES),
+        retry_back_off=route_components_pb2.RetryPolicy.RetryBackOff(
+            base_interval=_duration(25), max_interval=_duration(1000)
+        ),
+    )
+
+
+def _cluster(cell: str, kind: NodeKind) -> cluster_pb2.Cluster:
+    san = string_pb2.StringMatcher(exact=spiffe_id("cell", cell))
+    context = _client_tls(san) if kind == NodeKind.CLIENT else _edge_tls(san)
+    cluster = cluster_pb2.Cluster(
+        name=cluster_name(cell),
+        type=cluster_pb2.Cluster.EDS,
+        eds_cluster_config=cluster_pb2.Cluster.EdsClusterConfig(eds_config=_ads()),
+        connect_timeout=_duration(_CONNECT_TIMEOUT_MS),
+        transport_socket=base_pb2.TransportSocket(
+            name="envoy.transport_sockets.tls",
+            typed_config=_any(tls_pb2.UpstreamTlsContext(common_tls_context=context)),
+        ),
+    )
+    if kind == NodeKind.EDGE:
+        options = http_protocol_options_pb2.HttpProtocolOptions()
+        options.explicit_http_config.http2_protocol_options.SetInParent()
+        cluster.typed_extension_protocol_options[
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+        ].CopyFrom(_any(options))
+    return cluster
+
+
+def _assignment(cell: str, address: str | None) -> endpoint_pb2.ClusterLoadAssignment:
+    assignment = endpoint_pb2.ClusterLoadAssignment(cluster_name=cluster_name(cell))
+    if address is None:
+        return assignment
+    host, _, port = address.rpartition(":")
+    assignment.endpoints.append(
+        endpoint_components_pb2.LocalityLbEndpoints(
+            locality=base_pb2.Locality(region=cell),
+            load_balancing_weight=UInt32Value(value=1),
+            lb_endpoints=[
+                endpoint_components_pb2.LbEndpoint(
+                    endpoint=endpoint_components_pb2.Endpoint(address=_address(host, int(port)))
+                )
+            ],
+        )
+    )
+    return assignment
+
+
+def _address(host: str, port: int) -> address_pb2.Address:
+    return address_pb2.Address(
+        socket_address=address_pb2.SocketAddress(address=host, port_value=port)
+    )

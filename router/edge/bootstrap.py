@@ -1,0 +1,94 @@
+"""Envoy's bootstrap: ADS from the control plane over mTLS; its certificates as static secrets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from router.client.tls import TlsFiles
+
+EDGE_CERTIFICATE = "edge_certificate"
+MESH_CA = "mesh_ca"
+_CONTROL = "control"
+
+
+def edge_bootstrap(
+    xds_address: str, admin_address: str, tls: TlsFiles, node_id: str, control_spiffe_prefix: str
+) -> dict[str, Any]:
+    """The document for `envoy --config-path` (JSON is YAML). Addresses are host:port."""
+    ads = {"resource_api_version": "V3", "ads": {}}
+    return {
+        "node": {"id": node_id, "cluster": "edge", "metadata": {"kind": "edge"}},
+        "admin": {"address": _address(admin_address)},
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "GRPC",
+                "transport_api_version": "V3",
+                "grpc_services": [{"envoy_grpc": {"cluster_name": _CONTROL}}],
+            },
+            "lds_config": ads,
+            "cds_config": ads,
+        },
+        "static_resources": {
+            "clusters": [_control_cluster(xds_address, control_spiffe_prefix)],
+            "secrets": _secrets(tls),
+        },
+    }
+
+
+def _control_cluster(xds_address: str, spiffe_prefix: str) -> dict[str, Any]:
+    match = {"san_type": "URI", "matcher": {"prefix": spiffe_prefix}}
+    return {
+        "name": _CONTROL,
+        "type": "STRICT_DNS",
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": _CONTROL,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(xds_address)}}]}],
+        },
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": _type("upstreams.http.v3.HttpProtocolOptions"),
+                "explicit_http_config": {
+                    "http2_protocol_options": {
+                        "connection_keepalive": {"interval": "5s", "timeout": "3s"}
+                    }
+                },
+            }
+        },
+        "transport_socket": {
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": _type("transport_sockets.tls.v3.UpstreamTlsContext"),
+                "common_tls_context": {
+                    "alpn_protocols": ["h2"],
+                    "tls_certificate_sds_secret_configs": [{"name": EDGE_CERTIFICATE}],
+                    "combined_validation_context": {
+                        "validation_context_sds_secret_config": {"name": MESH_CA},
+                        "default_validation_context": {"match_typed_subject_alt_names": [match]},
+                    },
+                },
+            },
+        },
+    }
+
+
+def _secrets(tls: TlsFiles) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": EDGE_CERTIFICATE,
+            "tls_certificate": {
+                "certificate_chain": {"filename": tls.certificate},
+                "private_key": {"filename": tls.key},
+            },
+        },
+        {"name": MESH_CA, "validation_context": {"trusted_ca": {"filename": tls.ca}}},
+    ]
+
+
+def _type(name: str) -> str:
+    return f"type.googleapis.com/envoy.extensions.{name}"
+
+
+def _address(address: str) -> dict[str, Any]:
+    host, _, port = address.rpartition(":")
+    return {"socket_address": {"address": host, "port_value": int(port)}}

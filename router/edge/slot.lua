@@ -1,0 +1,47 @@
+-- Finds the slot of a request at the edge: crc32(x-user-id) % 1024 (IEEE CRC-32, as zlib's).
+-- x-user-id wins over x-cellpay-slot; a request with neither is refused with INVALID_ARGUMENT.
+local bit = require("bit")
+local SLOTS = 1024
+local TABLE = {}
+for n = 0, 255 do
+  local c = n
+  for _ = 1, 8 do
+    if bit.band(c, 1) == 1 then
+      c = bit.bxor(bit.rshift(c, 1), 0xEDB88320)
+    else
+      c = bit.rshift(c, 1)
+    end
+  end
+  TABLE[n] = c
+end
+
+local function slot_of(user_id)
+  local crc = 0xFFFFFFFF
+  for i = 1, #user_id do
+    crc = bit.bxor(bit.rshift(crc, 8), TABLE[bit.band(bit.bxor(crc, user_id:byte(i)), 0xFF)])
+  end
+  -- The slot is the low ten bits, so the sign of Lua's 32-bit numbers does not matter.
+  return bit.band(bit.bnot(crc), SLOTS - 1)
+end
+
+local function valid(text)
+  local slot = text and text:match("^%d+$") and tonumber(text)
+  return slot ~= nil and slot < SLOTS
+end
+
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  local user_id = headers:get("x-user-id")
+  if user_id ~= nil and user_id ~= "" then
+    headers:replace("x-cellpay-slot", tostring(slot_of(user_id)))
+  elseif not valid(headers:get("x-cellpay-slot")) then
+    handle:respond({
+      [":status"] = "200",
+      ["content-type"] = "application/grpc",
+      ["grpc-status"] = "3",
+      ["grpc-message"] = "send x-user-id, or x-cellpay-slot from 0 to 1023",
+    }, "")
+    return
+  end
+  handle:clearRouteCache()
+end
