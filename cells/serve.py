@@ -29,7 +29,7 @@ from cells.accounts.service import AccountsService
 from cells.cell_service import CellService
 from cells.database import make_engine
 from cells.ledger.worker import Lanes
-from cells.logs import configure_logs
+from router.logs import configure_logs
 from cells.membership import Membership
 from cells.notifications.service import NotificationsService
 from cells.orders.service import OrdersService

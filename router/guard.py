@@ -164,11 +164,16 @@ class GuardedServer:
         server: grpc.aio.Server,
         here: SlotsHere,
         callers: Mapping[str, Sequence[str]] | None = None,
+        faults: Mapping[type[Exception], Callable[[Any], Refusal]] | None = None,
     ) -> None:
-        """`callers`: full service name → the only kinds of caller (SPIFFE path) that may call."""
+        """`callers`: full service name → the only kinds of caller (SPIFFE path) that may call.
+
+        `faults`: exceptions of outside systems → what the caller hears of them.
+        """
         self._server = server
         self._here = here
         self._callers = dict(callers or {})
+        self._faults = dict(faults or {})
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Generated code registers twice; the registered handlers below are the guarded ones."""
@@ -194,7 +199,9 @@ class GuardedServer:
         behaviour = handler.unary_unary
         if finder is not None:
             behaviour = _at_home(self._here, finder, field or "", behaviour)
-        behaviour = _answering(f"{service}/{name}", self._callers.get(service), behaviour)
+        behaviour = _answering(
+            f"{service}/{name}", self._callers.get(service), self._faults, behaviour
+        )
         return grpc.unary_unary_rpc_method_handler(
             behaviour,
             request_deserializer=_safe(handler.request_deserializer),
@@ -214,7 +221,12 @@ def _at_home(here: SlotsHere, finder: SlotFinder, field: str, behaviour: Behavio
     return guarded
 
 
-def _answering(name: str, callers: Sequence[str] | None, behaviour: Behaviour) -> Behaviour:
+def _answering(
+    name: str,
+    callers: Sequence[str] | None,
+    faults: Mapping[type[Exception], Callable[[Any], Refusal]],
+    behaviour: Behaviour,
+) -> Behaviour:
     """Turns refusals into statuses and faults into an INTERNAL that says nothing (pitfall 34)."""
 
     async def answer(request: Any, context: Any) -> Any:
@@ -232,6 +244,8 @@ def _answering(name: str, callers: Sequence[str] | None, behaviour: Behaviour) -
             await abort(context, refusal)
         except (asyncio.CancelledError, grpc.aio.AbortError):
             raise
+        except tuple(faults) as error:
+            await abort(context, faults[type(error)](error))
         except Exception:
             log.exception("a request failed", method=name)
             await abort(

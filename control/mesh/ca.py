@@ -74,7 +74,9 @@ def issue(tls_dir: Path, name: str, spiffe_id: str) -> TlsFiles:
         .add_extension(_names(spiffe_id), critical=False)
         .add_extension(_key_usage(ca=False), critical=True)
         .add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]),
+            x509.ExtendedKeyUsage(
+                [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
+            ),
             critical=False,
         )
         .add_extension(

@@ -114,7 +114,7 @@ def settings_of(state: MeshState, place: Place) -> Path:
     return state.path / place.name / "settings.json"
 
 
-def edge_bootstrap(state: MeshState) -> Path:
+def envoy_config(state: MeshState) -> Path:
     return state.path / "envoy" / "bootstrap.json"
 
 
@@ -239,7 +239,7 @@ def _relay(state: MeshState, place: Place) -> Launch:
 def _envoy(state: MeshState, place: Place) -> Launch:
     binary = binaries.find("envoy", state.binaries)
     admin = state.address("envoy.admin")
-    command = [str(binary), "--config-path", str(edge_bootstrap(state))]
+    command = [str(binary), "--config-path", str(envoy_config(state))]
     command += ["--concurrency", str(min(_ENVOY_WORKERS_MAX, os.cpu_count() or 1))]
     # Hot restart shares memory by a base ID, which two meshes on one machine would fight for.
     command += ["--disable-hot-restart", "--log-level", "info"]

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _PROBE_WAIT_S = 1.0
 _LOG_READ_MAX = 1 << 20
@@ -84,7 +85,7 @@ def redis_pong(address: str) -> Probe:
 
 
 def grpc_serving(address: str, tls: Path) -> Probe:
-    """The gRPC health service answers SERVING over mutual TLS; `tls` is the mesh's folder of them."""
+    """The gRPC health service answers SERVING over mutual TLS; `tls`: the mesh's certificates."""
 
     def probe(_: Started) -> bool:
         # The base components are started without gRPC: its import takes a while.
@@ -98,10 +99,10 @@ def grpc_serving(address: str, tls: Path) -> Probe:
         )
         options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
         with grpc.secure_channel(address, credentials, options=options) as channel:
+            # Its methods are made at run time, which its types do not know.
+            stub: Any = health_pb2_grpc.HealthStub(channel)
             try:
-                answer = health_pb2_grpc.HealthStub(channel).Check(
-                    health_pb2.HealthCheckRequest(), timeout=_PROBE_WAIT_S
-                )
+                answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_PROBE_WAIT_S)
             except grpc.RpcError:
                 return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

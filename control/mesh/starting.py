@@ -127,8 +127,8 @@ def migrate(state: MeshState, progress: Progress) -> None:
         )
     if answer.returncode != 0:
         raise StartFailure(
-            "migrations",
-            f"they ended with {_code(answer.returncode)}",
+            "schema",
+            f"`cells.migrations upgrade` ended with {_code(answer.returncode)}",
             exit_code=answer.returncode,
             log=log,
             tail=log_tail(log, offset),

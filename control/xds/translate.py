@@ -77,9 +77,7 @@ def read_edge_lua() -> str:
 def translate(topology: Topology, kind: NodeKind) -> Resources:
     name = CLIENT_LISTENER if kind == NodeKind.CLIENT else EDGE_LISTENER
     cells = sorted(topology.slot_map.cells() | set(topology.endpoints))
-    listener = (
-        _client_listener(name) if kind == NodeKind.CLIENT else _edge_listener(name, topology)
-    )
+    listener = _client_listener(name) if kind == NodeKind.CLIENT else _edge_listener(name, topology)
     return Resources(
         listeners={name: listener},
         routes={name: _routes(name, topology.slot_map, kind)},
@@ -131,9 +129,7 @@ def _client_listener(name: str) -> listener_pb2.Listener:
 
 def _edge_listener(name: str, topology: Topology) -> listener_pb2.Listener:
     host, _, port = topology.edge_listen.rpartition(":")
-    lua = lua_pb2.Lua(
-        default_source_code=base_pb2.DataSource(inline_string=topology.edge_lua)
-    )
+    lua = lua_pb2.Lua(default_source_code=base_pb2.DataSource(inline_string=topology.edge_lua))
     manager = _manager(
         name, [hcm_pb2.HttpFilter(name="envoy.filters.http.lua", typed_config=_any(lua))]
     )
@@ -172,9 +168,7 @@ def _edge_tls(san: string_pb2.StringMatcher | None = None) -> tls_pb2.CommonTlsC
     combined = context.combined_validation_context
     combined.validation_context_sds_secret_config.CopyFrom(tls_secret(MESH_CA))
     combined.default_validation_context.match_typed_subject_alt_names.append(
-        common_pb2.SubjectAltNameMatcher(
-            san_type=common_pb2.SubjectAltNameMatcher.URI, matcher=san
-        )
+        common_pb2.SubjectAltNameMatcher(san_type=common_pb2.SubjectAltNameMatcher.URI, matcher=san)
     )
     return context
 

@@ -42,9 +42,7 @@ class Mesh:
         self.accounts: accounts_pb2_grpc.AccountsServiceAsyncStub = (
             accounts_pb2_grpc.AccountsServiceStub(raw)
         )
-        self.orders: orders_pb2_grpc.OrdersServiceAsyncStub = (
-            orders_pb2_grpc.OrdersServiceStub(raw)
-        )
+        self.orders: orders_pb2_grpc.OrdersServiceAsyncStub = orders_pb2_grpc.OrdersServiceStub(raw)
         self.payments: payments_pb2_grpc.PaymentsServiceAsyncStub = (
             payments_pb2_grpc.PaymentsServiceStub(raw)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import concurrent.futures
 import http.client
 import json
 import os
@@ -20,14 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import grpc
 import nats
 import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from control.mesh import binaries, launcher, processes, state
+from cells.settings import read_settings
+from control.mesh import binaries, launcher, processes, readiness, settings, state
 from control.mesh.errors import MeshMismatch, MissingComponent, StartFailure, UnknownProcess
 from control.mesh.options import MeshOptions
 from control.mesh.processes import OWNER_VARIABLE, Identity
 from control.mesh.state import MeshState
+from router.client.tls import TlsFiles
 
 BASE = MeshOptions(only=("base",), ready_wait_s=60)
 CELLS = 2
@@ -373,6 +378,41 @@ def test_a_lock_of_a_former_postmaster_is_no_obstacle(data: Path) -> None:
     lines = lock.read_text().splitlines()
     lock.write_text("\n".join([str(os.getppid()), *lines[1:]]) + "\n")
     assert launcher.start(data, "postgres").alive
+
+
+def test_a_cell_is_ready_when_its_health_over_mutual_tls_says_serving(data: Path) -> None:
+    launcher.up(data, 1, True, MeshOptions(only=("redis",)))
+    mesh = loaded(data)
+    settings.write(mesh, MeshOptions())
+    address = mesh.address("cell-a")
+    probe = readiness.grpc_serving(address, mesh.path / "tls")
+    started = readiness.Started(os.getpid(), mesh.path / "mesh.json", 0)
+    tls = read_settings(mesh.path / "cells" / "a" / "settings.json").tls
+    files = TlsFiles(tls.ca, tls.certificate, tls.key)
+    servicer = health.HealthServicer()
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    assert not probe(started)
+    server.add_secure_port(address, files.server_credentials())
+    server.start()
+    try:
+        servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert not probe(started)
+        servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+        assert probe(started)
+    finally:
+        server.stop(None).wait()
+
+
+def test_envoy_takes_its_configuration_and_is_not_ready_without_a_control_plane(
+    data: Path,
+) -> None:
+    impatient = MeshOptions(only=("envoy",), ready_wait_s=2.0)
+    with pytest.raises(StartFailure, match="not ready after 2 s") as raised:
+        launcher.up(data, 1, True, impatient)
+    assert raised.value.component == "envoy"
+    assert "starting main dispatch loop" in (data / "logs" / "envoy.log").read_text()
+    assert alive(data) == {}
 
 
 @needs_root

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from control.mesh import binaries, components, processes, state
+from cells.settings import read_settings
+from control.mesh import binaries, components, processes, settings, state
 from control.mesh.errors import MeshBusy, MeshMismatch, MissingComponent, UnknownProcess
+from control.mesh.options import MeshOptions
 from control.mesh.processes import Identity
 from control.mesh.state import MeshState, ProcessRecord
 
@@ -250,3 +252,38 @@ def test_a_nats_that_cannot_sync_each_message_is_refused(
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     with pytest.raises(MissingComponent, match=r"version 2\.9\.10, and Cellpay needs 2\.10"):
         binaries.find("nats", {})
+
+
+def test_overrides_reach_into_nested_settings_and_keep_the_rest() -> None:
+    document = {"cell": "a", "lease_ttl_s": 3, "tls": {"ca": "ca.pem", "key": "a.key"}}
+    overrides = {"lease_ttl_s": 5, "tls": {"key": "b.key"}, "transfers": {"try_timeout_s": 1.0}}
+    assert settings.merged(document, overrides) == {
+        "cell": "a",
+        "lease_ttl_s": 5,
+        "tls": {"ca": "ca.pem", "key": "b.key"},
+        "transfers": {"try_timeout_s": 1.0},
+    }
+
+
+def test_every_cell_gets_settings_that_a_cell_can_read(tmp_path: Path) -> None:
+    mesh = a_state(tmp_path)
+    options = MeshOptions(cell_overrides={"lanes": {"count": 1}}, lease_ttl_s=4)
+    settings.write(mesh, options)
+    for cell in CELLS:
+        path = components.settings_of(mesh, components.place_of(f"relay-{cell}", CELLS))
+        read = read_settings(path)
+        assert (read.cell, read.region, read.lease_ttl_s) == (cell, f"region-{cell}", 4)
+        assert (read.lanes.count, read.lanes.queue_max) == (1, 4096)
+        assert read.listen == mesh.address(f"cell-{cell}")
+        for file in (read.tls.ca, read.tls.certificate, read.tls.key, read.xds_bootstrap):
+            assert Path(file).is_file()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    settings.write(mesh, options)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_keys_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
+    settings.write(a_state(tmp_path), MeshOptions())
+    keys = list((tmp_path / "tls").glob("*.key"))
+    assert {key.name for key in keys} >= {"client.key", "operator.key", "edge.key", "cell-a.key"}
+    assert {key.stat().st_mode & 0o777 for key in keys} == {0o600}

@@ -1,0 +1,1 @@
+"""Operations: failover, drain, restore, move. State machines in the store, resumable by anyone."""

@@ -1,0 +1,63 @@
+"""CellCalls over gRPC: short calls, no retries; a dead cell must not hold up its failover."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import grpc
+
+from cellpay.cell.v1 import cell_pb2, cell_pb2_grpc
+from router.client.tls import TlsFiles
+from router.slots import SlotRange
+
+_DRAIN_TIMEOUT_S = 1.5
+_RECOVER_TIMEOUT_S = 5.0
+# How long the source parks requests while the move goes through.
+_HOLD_MS = 3000
+
+
+class GrpcCellCalls:
+    def __init__(self, address_of: Callable[[str], str | None], tls: TlsFiles) -> None:
+        self._address_of = address_of
+        self._tls = tls
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def drain(self, cell: str, ranges: Sequence[SlotRange]) -> str:
+        stub = self._stub(cell)
+        if stub is None:
+            return f"{cell} is dead"
+        request = cell_pb2.DrainSlotsRequest(ranges=_messages(ranges), hold_ms=_HOLD_MS)
+        try:
+            answer = await stub.DrainSlots(request, timeout=_DRAIN_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            return f"{cell} does not answer ({error.code().name})"
+        return f"{cell} drained, {answer.drained} requests ended"
+
+    async def recover(self, cell: str, ranges: Sequence[SlotRange]) -> int | None:
+        stub = self._stub(cell)
+        if stub is None:
+            return None
+        request = cell_pb2.RecoverSlotsRequest(ranges=_messages(ranges))
+        try:
+            answer = await stub.RecoverSlots(request, timeout=_RECOVER_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return None
+        return answer.in_doubt_left
+
+    def _stub(self, cell: str) -> cell_pb2_grpc.CellServiceAsyncStub | None:
+        address = self._address_of(cell)
+        if address is None:
+            return None
+        if address not in self._channels:
+            self._channels[address] = grpc.aio.secure_channel(
+                address, self._tls.channel_credentials()
+            )
+        return cell_pb2_grpc.CellServiceStub(self._channels[address])
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close(grace=None)
+
+
+def _messages(ranges: Sequence[SlotRange]) -> list[cell_pb2.SlotRange]:
+    return [cell_pb2.SlotRange(first=piece.first, last=piece.last) for piece in ranges]

@@ -1,0 +1,211 @@
+"""The composition root of a controller.
+
+    python -m control.serve SETTINGS.json
+
+Every controller serves xDS and reads; the leader runs operations and the automatic failover.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+import uvloop
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from sqlalchemy.exc import DBAPIError
+
+from cellpay.control.v1 import control_pb2_grpc
+from control.fencing import Fence, make_fence_engine
+from control.health import Watchman
+from control.leader import Leadership
+from control.operations.cells import GrpcCellCalls
+from control.operations.runner import Runner
+from control.service import ControlService, store_refusal
+from control.settings import ControllerSettings, read_settings
+from control.slotmap import seed_slot_map
+from control.view import View
+from control.xds.server import XdsServer
+from control.xds.translate import Topology, read_edge_lua
+from router.client.tls import TlsFiles
+from router.guard import GuardedServer, SlotsHere
+from router.identity import spiffe_id
+from router.logs import configure_logs
+from router.slotmap import SlotMap
+from router.store.etcd import connect_etcd
+from router.store.model import (
+    DECLARED_CELLS_PREFIX,
+    FAILOVER_POLICY_KEY,
+    RUNNING_OPERATION_KEY,
+    Store,
+    StoreUnavailable,
+)
+
+log = structlog.get_logger(__name__)
+
+_RETRY_S = 0.5
+_GRACE_S = 1.0
+
+
+class _Terminated(Exception):
+    """SIGTERM or SIGINT came."""
+
+
+async def serve(settings: ControllerSettings) -> None:
+    """Runs the controller until SIGTERM."""
+    tls = TlsFiles(settings.tls.ca, settings.tls.certificate, settings.tls.key)
+    store = connect_etcd(settings.etcd)
+    fence = Fence(make_fence_engine(settings.database_url, f"cellpay-{settings.name}"))
+    xds = XdsServer()
+    lua = read_edge_lua()
+    view = View(store)
+
+    def publish() -> None:
+        if view.slot_map is not None:
+            endpoints = {cell: live.address for cell, live in view.live.items()}
+            xds.publish(Topology(view.slot_map, endpoints, settings.edge_listen, lua))
+
+    view.on_change = publish
+    leadership = Leadership(store, settings.name, settings.leader_ttl_s)
+    calls = GrpcCellCalls(view.address_of, tls)
+    runner = Runner(store, fence, calls)
+    watchman = Watchman(
+        store,
+        view,
+        leadership,
+        actor=spiffe_id("controller", settings.name),
+        startup_grace_s=settings.startup_grace_s,
+        dead_confirm_s=settings.dead_confirm_s,
+    )
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    health_servicer = health.aio.HealthServicer()
+    guarded: Any = GuardedServer(
+        server, SlotsHere(settings.name), faults={StoreUnavailable: store_refusal}
+    )
+    control_pb2_grpc.add_ControlServiceServicer_to_server(ControlService(store, view, xds), guarded)
+    xds.add_to_server(server)
+    _add_standard_services(server, health_servicer)
+    server.add_secure_port(settings.listen, tls.server_credentials())
+    await server.start()
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_until_terminated(server, leadership))
+            await _seed(store, fence, settings)
+            group.create_task(view.follow_map())
+            group.create_task(view.follow_declared())
+            group.create_task(view.follow_live())
+            group.create_task(leadership.run())
+            group.create_task(watchman.run())
+            group.create_task(_run_operations(store, runner, leadership))
+            group.create_task(_announce(health_servicer, view))
+    except* _Terminated:
+        log.info("the controller stops")
+    finally:
+        await server.stop(None)
+        await calls.close()
+        await store.close()
+        await fence.close()
+
+
+async def _seed(store: Store, fence: Fence, settings: ControllerSettings) -> None:
+    """The first start: the database knows the first owners before anybody hears of them."""
+    first = SlotMap.even(settings.cells)
+    while True:
+        try:
+            await fence.seed(first)
+            await seed_slot_map(store, first)
+            for cell, region in settings.cells.items():
+                key = DECLARED_CELLS_PREFIX + cell
+                await store.commit(expect={key: 0}, puts={key: json.dumps({"region": region})})
+            policy = json.dumps({"automatic": settings.automatic_failover})
+            await store.commit(expect={FAILOVER_POLICY_KEY: 0}, puts={FAILOVER_POLICY_KEY: policy})
+            return
+        except (StoreUnavailable, DBAPIError, OSError) as error:
+            log.warning("waiting for etcd and the database", error=type(error).__name__)
+            await asyncio.sleep(_RETRY_S)
+
+
+async def _run_operations(store: Store, runner: Runner, leadership: Leadership) -> None:
+    """Runs what is to be run while this controller leads; resumes what another one left."""
+    running = asyncio.Queue[str](maxsize=16)
+
+    async def watch() -> None:
+        async for listing in store.watch(RUNNING_OPERATION_KEY):
+            item = listing.items.get(RUNNING_OPERATION_KEY)
+            if item is not None:
+                await running.put(item.value)
+
+    async def campaign() -> None:
+        while True:
+            await leadership.changed.wait()
+            item = None
+            try:
+                item = await store.get(RUNNING_OPERATION_KEY)
+            except StoreUnavailable:
+                await asyncio.sleep(_RETRY_S)
+            if item is not None and leadership.leads:
+                log.info("resuming", operation=item.value)
+                await running.put(item.value)
+
+    async def work() -> None:
+        while True:
+            operation_id = await running.get()
+            if leadership.leads:
+                await runner.run(operation_id)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(watch())
+        group.create_task(campaign())
+        group.create_task(work())
+
+
+async def _announce(health_servicer: Any, view: View) -> None:
+    while view.slot_map is None:
+        await asyncio.sleep(0.02)
+    await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    log.info("serving")
+
+
+async def _until_terminated(server: grpc.aio.Server, leadership: Leadership) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+    await leadership.resign()
+    await server.stop(_GRACE_S)
+    raise _Terminated
+
+
+def _add_standard_services(server: grpc.aio.Server, health_servicer: Any) -> None:
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    channelz.add_channelz_servicer(server)
+    reflection.enable_server_reflection(
+        [
+            "cellpay.control.v1.ControlService",
+            "envoy.service.discovery.v3.AggregatedDiscoveryService",
+            health.SERVICE_NAME,
+            "grpc.channelz.v1.Channelz",
+            reflection.SERVICE_NAME,
+        ],
+        server,
+    )
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python -m control.serve SETTINGS.json")
+    settings = read_settings(Path(sys.argv[1]))
+    configure_logs(controller=settings.name)
+    uvloop.run(serve(settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""ControlService: the control plane's API. Reads for every workload, writes for operators only."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from cellpay.control.v1 import control_pb2 as pb
+from cellpay.control.v1 import control_pb2_grpc
+from control.audit import audit_put, audit_record, list_audit, record_denial
+from control.health import automatic_failover_is_on
+from control.operations.model import Operation, OperationKind
+from control.operations.service import start_operation
+from control.operations.steps import Wish
+from control.view import View
+from control.xds.server import XdsServer
+from router.errors import Refusal, Violation, bad_request
+from router.identity import Caller, caller_of
+from router.slotmap import Owned
+from router.slots import SLOT_COUNT, SlotRange
+from router.store.model import (
+    FAILOVER_POLICY_KEY,
+    OPERATIONS_PREFIX,
+    Store,
+    StoreUnavailable,
+)
+
+T = TypeVar("T")
+
+_READERS = frozenset({"operator", "service", "cell", "controller", "edge"})
+_WRITERS = frozenset({"operator"})
+_KINDS = {
+    pb.Operation.KIND_FAILOVER: OperationKind.FAILOVER,
+    pb.Operation.KIND_DRAIN: OperationKind.DRAIN,
+    pb.Operation.KIND_RESTORE: OperationKind.RESTORE,
+    pb.Operation.KIND_MOVE: OperationKind.MOVE,
+}
+_REASON_CHARACTERS_MAX = 512
+_PAGE_SIZE_DEFAULT = 50
+_PAGE_SIZE_MAX = 500
+
+
+class ControlService(control_pb2_grpc.ControlServiceServicer):
+    def __init__(self, store: Store, view: View, xds: XdsServer) -> None:
+        self._store = store
+        self._view = view
+        self._xds = xds
+
+    async def GetSlotMap(self, request: pb.GetSlotMapRequest, context: Any) -> pb.SlotMap:
+        _reader(context)
+        if self._view.slot_map is None:
+            raise _not_ready()
+        return pb.SlotMap(
+            ranges=[_range(owned) for owned in self._view.slot_map.ranges],
+            revision=self._view.revision,
+        )
+
+    async def ListCells(self, request: pb.ListCellsRequest, context: Any) -> pb.ListCellsResponse:
+        _reader(context)
+        if self._view.slot_map is None:
+            raise _not_ready()
+        cells = []
+        for cell, region in sorted(self._view.declared.items()):
+            live = self._view.live.get(cell)
+            cells.append(
+                pb.Cell(
+                    cell=cell,
+                    region=region,
+                    health=pb.Cell.HEALTH_HEALTHY if live else pb.Cell.HEALTH_DEAD,
+                    address=live.address if live else "",
+                    slots=[_range(owned) for owned in self._view.slot_map.owned_by(cell)],
+                )
+            )
+        return pb.ListCellsResponse(cells=cells)
+
+    async def StartOperation(self, request: pb.StartOperationRequest, context: Any) -> pb.Operation:
+        kind = pb.Operation.Kind.Name(request.kind).removeprefix("KIND_").lower()
+        detail = request.cell or f"slots {request.first}-{request.last}"
+        actor = await self._writer(context, f"operation.{kind}", detail, request.reason)
+        wish = _wish(request)
+        known = self._view.known()
+        if known is None:
+            raise _not_ready()
+        operation = await start_operation(
+            self._store, known, self._view.revision, wish, actor, request.reason
+        )
+        return operation_message(operation)
+
+    async def GetOperation(self, request: pb.GetOperationRequest, context: Any) -> pb.Operation:
+        _reader(context)
+        item = await self._store.get(OPERATIONS_PREFIX + request.operation_id)
+        if item is None or not request.operation_id:
+            raise Refusal(
+                grpc.StatusCode.NOT_FOUND,
+                "OPERATION_NOT_FOUND",
+                f"there is no operation {request.operation_id[:64]!r}",
+            )
+        return operation_message(Operation.from_json(item.value))
+
+    async def ListOperations(
+        self, request: pb.ListOperationsRequest, context: Any
+    ) -> pb.ListOperationsResponse:
+        _reader(context)
+        listing = await self._store.list(OPERATIONS_PREFIX)
+        keys = sorted(listing.items, reverse=True)
+        page, token = _page(keys, request.page_size, request.page_token, lambda key: key)
+        found = [Operation.from_json(listing.items[key].value) for key in page]
+        return pb.ListOperationsResponse(
+            operations=[operation_message(operation) for operation in found],
+            next_page_token=token,
+        )
+
+    async def GetFailoverPolicy(
+        self, request: pb.GetFailoverPolicyRequest, context: Any
+    ) -> pb.FailoverPolicy:
+        _reader(context)
+        return pb.FailoverPolicy(automatic=await automatic_failover_is_on(self._store))
+
+    async def SetFailoverPolicy(
+        self, request: pb.SetFailoverPolicyRequest, context: Any
+    ) -> pb.FailoverPolicy:
+        detail = f"automatic={request.policy.automatic}"
+        actor = await self._writer(context, "policy.failover", detail, request.reason)
+        record = audit_record(actor, "policy.failover", detail, request.reason)
+        policy = json.dumps({"automatic": request.policy.automatic})
+        await self._store.commit(expect={}, puts={FAILOVER_POLICY_KEY: policy, **audit_put(record)})
+        return request.policy
+
+    async def ListAuditRecords(
+        self, request: pb.ListAuditRecordsRequest, context: Any
+    ) -> pb.ListAuditRecordsResponse:
+        _reader(context)
+        records = await list_audit(self._store)
+        page, token = _page(
+            records, request.page_size, request.page_token, lambda record: record.audit_id
+        )
+        return pb.ListAuditRecordsResponse(
+            records=[
+                pb.AuditRecord(
+                    audit_id=record.audit_id,
+                    time=_timestamp(record.time_ms),
+                    actor=record.actor,
+                    action=record.action,
+                    detail=record.detail,
+                    reason=record.reason,
+                    verdict=record.verdict,
+                )
+                for record in page
+            ],
+            next_page_token=token,
+        )
+
+    async def ListSubscribers(
+        self, request: pb.ListSubscribersRequest, context: Any
+    ) -> pb.ListSubscribersResponse:
+        _reader(context)
+        return pb.ListSubscribersResponse(
+            subscribers=[
+                pb.Subscriber(
+                    node_id=item.node_id,
+                    kind=item.kind,
+                    acked_version=item.acked_version,
+                    nacks=item.nacks,
+                    last_nack=item.last_nack,
+                )
+                for item in self._xds.subscribers()
+            ]
+        )
+
+    async def _writer(self, context: Any, action: str, detail: str, reason: str) -> str:
+        """The operator's SPIFFE ID. Denials are audited before they are answered."""
+        caller = caller_of(context)
+        if caller is None or caller.kind not in _WRITERS:
+            name = caller.spiffe_id if caller else "nobody"
+            await record_denial(
+                self._store,
+                audit_record(name, action, detail[:256], reason[:256], "denied: not an operator"),
+            )
+            raise _denied(caller)
+        if not reason.strip():
+            raise bad_request(
+                [Violation("reason", "must not be empty; it is kept in the audit log")]
+            )
+        if len(reason) > _REASON_CHARACTERS_MAX:
+            raise bad_request([Violation("reason", f"at most {_REASON_CHARACTERS_MAX} characters")])
+        return caller.spiffe_id
+
+
+def _reader(context: Any) -> None:
+    caller = caller_of(context)
+    if caller is None or caller.kind not in _READERS:
+        raise _denied(caller)
+
+
+def _denied(caller: Caller | None) -> Refusal:
+    return Refusal(
+        grpc.StatusCode.PERMISSION_DENIED,
+        "CALLER_NOT_ALLOWED",
+        "only operators may do this",
+        metadata={"caller": caller.spiffe_id if caller else ""},
+    )
+
+
+def _not_ready() -> Refusal:
+    return Refusal(
+        grpc.StatusCode.UNAVAILABLE, "NO_SLOT_MAP", "the controller has not seen a slot map yet"
+    )
+
+
+def store_refusal(error: StoreUnavailable) -> Refusal:
+    return Refusal(
+        grpc.StatusCode.UNAVAILABLE,
+        "ETCD_UNAVAILABLE",
+        f"etcd does not answer ({error}); payments go on with the last map",
+        retry_after_ms=1000,
+    )
+
+
+def _wish(request: pb.StartOperationRequest) -> Wish:
+    violations = []
+    kind = _KINDS.get(request.kind)
+    if kind is None:
+        violations.append(Violation("kind", "must be failover, drain, restore or move"))
+    slots = None
+    if kind == OperationKind.MOVE:
+        if not 0 <= request.first <= request.last < SLOT_COUNT:
+            violations.append(Violation("first", f"first..last must lie in 0..{SLOT_COUNT - 1}"))
+        if not request.target:
+            violations.append(Violation("target", "a move needs a target"))
+        slots = SlotRange(request.first, request.last)
+    elif not request.cell:
+        violations.append(Violation("cell", "must name a cell"))
+    if violations or kind is None:
+        raise bad_request(violations)
+    cell = "" if kind == OperationKind.MOVE else request.cell
+    target = "" if kind == OperationKind.RESTORE else request.target
+    return Wish(kind, cell, target, slots)
+
+
+def _page(
+    items: Sequence[T], size: int, token: str, key: Callable[[T], str]
+) -> tuple[list[T], str]:
+    """A page of a list that is sorted newest first, and the token of the next (AIP-158)."""
+    if size < 0:
+        raise bad_request([Violation("page_size", "must not be negative")])
+    size = min(size or _PAGE_SIZE_DEFAULT, _PAGE_SIZE_MAX)
+    rest = list(items)
+    if token:
+        try:
+            after = base64.urlsafe_b64decode(token.encode("ascii")).decode()
+        except (ValueError, UnicodeError):
+            raise bad_request([Violation("page_token", "is not a token we returned")]) from None
+        rest = [item for item in rest if key(item) < after]
+    page = rest[:size]
+    more = len(rest) > size
+    return page, base64.urlsafe_b64encode(key(page[-1]).encode()).decode() if more else ""
+
+
+def _range(owned: Owned) -> pb.SlotMap.Range:
+    return pb.SlotMap.Range(first=owned.first, last=owned.last, cell=owned.cell, epoch=owned.epoch)
+
+
+def _timestamp(time_ms: int) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromMilliseconds(time_ms)
+    return stamp
+
+
+def operation_message(operation: Operation) -> pb.Operation:
+    return pb.Operation(
+        operation_id=operation.operation_id,
+        kind=pb.Operation.Kind.Value(f"KIND_{operation.kind.upper()}"),
+        step=pb.Operation.Step.Value(f"STEP_{operation.step.upper()}"),
+        cell=operation.cell,
+        moves=[pb.Operation.Move(**move._asdict()) for move in operation.moves],
+        actor=operation.actor,
+        reason=operation.reason,
+        history=[
+            pb.Operation.StepRecord(
+                step=pb.Operation.Step.Value(f"STEP_{record.step.upper()}"),
+                time=_timestamp(record.time_ms),
+                note=record.note,
+            )
+            for record in operation.history
+        ],
+    )

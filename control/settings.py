@@ -1,0 +1,40 @@
+"""The controller's settings: read once in serve.py, passed down in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    ca: str
+    certificate: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerSettings:
+    name: str
+    listen: str
+    database_url: str
+    etcd: str
+    tls: TlsSettings
+    # Cell → region: what the first controller declares.
+    cells: Mapping[str, str]
+    edge_listen: str
+    # The policy's first value; later it is changed by `cellctl policy`.
+    automatic_failover: bool = True
+    # A leader that dies is replaced after this.
+    leader_ttl_s: int = 3
+    # A cell that this controller has never seen alive is given this long to come up.
+    startup_grace_s: float = 30.0
+    # A lease must be gone for this long: a cell that registers anew within it is no failover.
+    dead_confirm_s: float = 0.25
+
+
+def read_settings(path: Path) -> ControllerSettings:
+    return TypeAdapter(ControllerSettings).validate_json(path.read_bytes())

@@ -1,0 +1,26 @@
+"""The slot map in the store: read with its revision, changed only by compare-and-set (pitfall 7)."""
+
+from __future__ import annotations
+
+from router.slotmap import SlotMap
+from router.store.model import PREFERRED_SLOT_MAP_KEY, SLOT_MAP_KEY, Store
+
+
+async def read_slot_map(store: Store) -> tuple[SlotMap, int] | None:
+    """The map and the revision of its last change; None before the mesh's first start."""
+    item = await store.get(SLOT_MAP_KEY)
+    return (SlotMap.from_json(item.value), item.revision) if item else None
+
+
+async def read_preferred(store: Store) -> SlotMap | None:
+    """The map of the mesh's first start: what `restore` goes back to."""
+    item = await store.get(PREFERRED_SLOT_MAP_KEY)
+    return SlotMap.from_json(item.value) if item else None
+
+
+async def seed_slot_map(store: Store, first: SlotMap) -> None:
+    """Publishes the first map, unless there is one."""
+    text = first.to_json()
+    await store.commit(
+        expect={SLOT_MAP_KEY: 0}, puts={SLOT_MAP_KEY: text, PREFERRED_SLOT_MAP_KEY: text}
+    )
