@@ -24,8 +24,8 @@ from cellpay.money.v1.money_pb2 import Money
 from cellpay.payments.v1 import payments_pb2
 from cellpay.transfers.v1 import transfers_pb2
 
-from cells.verification.auditor import audit, lines
-from cells.verification.model import Report
+from cells.verification.auditor import audit
+from cells.verification.model import Report, lines
 from control.cellctl.load import Loader, LoadReport, Purchase, read_purchases
 from control.cellctl.session import Session
 from control.cellctl.show import console, decimal_amount, range_text, step_name
@@ -255,7 +255,7 @@ class _Demo:
             while True:
                 current = await read_slot_map(store)
                 report = await audit(engine, current[0] if current else None)
-                if report.in_doubt == 0 or time.monotonic() > until:
+                if report.figures.in_doubt == 0 or time.monotonic() > until:
                     return report
                 await asyncio.sleep(0.5)
 

@@ -14,7 +14,7 @@ from cellpay.control.v1 import control_pb2 as pb
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cells.verification.auditor import audit
-from cells.verification.model import Report
+from cells.verification.model import Report, lines
 from control.cellctl.load import (
     Loader,
     LoadReport,
@@ -269,8 +269,6 @@ def verify(data: DATA = DEFAULT_DATA, as_json: JSON = False) -> None:
     if as_json:
         print_json(report.to_dict())
     else:
-        from cells.verification.auditor import lines
-
         for line in lines(report):
             console.print(line, markup=False)
     if not report.ok:

@@ -1,0 +1,502 @@
+"""The ledger against an independent model: the same decisions, the same balances, one effect a key.
+
+The model is written from docs and design, with plain dicts and one request at a time. The ledger
+decides the same requests in random groups, through the real loading of keys and the real book.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from cells.accounts.model import Direction
+from cells.accounts.rules import CloseAccount, MoveMoney, OpenAccount
+from cells.ledger.model import (
+    MAX_AMOUNT_MINOR,
+    Accepted,
+    AccountKind,
+    Idempotency,
+    Reason,
+    Refused,
+)
+from cells.ledger.tables import ACCOUNTS, IDEMPOTENCY
+from cells.orders.rules import CloseOrder, CreateOrder
+from cells.orders.tables import ORDERS
+from cells.payments.model import RefundEvent
+from cells.payments.rules import EndRefund, Pay, RefundPayment
+from cells.payments.tables import PAYMENTS, REFUNDS
+from cells.transfers.model import TransferKind
+from cells.transfers.rules import BeginTransfer
+from router.ids import Kind, account_id, collection_account_id, mint, slot_of_id
+from router.slots import SLOT_COUNT, slot_of_user
+from tests.property.memory import MemoryStore, Owner, check_books
+
+CELL = "here"
+PEOPLE = ["ann", "bob", "cy"]
+MERCHANTS = ["shop", "café"]
+# Her home is another cell.
+STRANGER = "zoë"
+USERS = [*PEOPLE, *MERCHANTS, STRANGER]
+CURRENCIES = ["USD", "JPY"]
+
+
+class Request(NamedTuple):
+    """A request as a caller makes it: nothing of it was minted by the cell."""
+
+    method: str
+    # What the key belongs to; for requests by ID, that ID.
+    scope: str
+    key: str
+    details: tuple[Any, ...]
+
+
+class Answer(NamedTuple):
+    """What the model expects."""
+
+    accepted: bool
+    replayed: bool = False
+    reused_key: bool = False
+
+
+@dataclass
+class Model:
+    """Cellpay in one cell, as the design tells it."""
+
+    kinds: dict[tuple[str, str], str] = field(default_factory=dict)
+    closed: set[tuple[str, str]] = field(default_factory=set)
+    balances: dict[tuple[str, str], int] = field(default_factory=dict)
+    # By payer: in tests each payer has a slot of their own.
+    collected: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    orders: dict[str, dict[str, Any]] = field(default_factory=dict)
+    payments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    refunds: dict[str, dict[str, Any]] = field(default_factory=dict)
+    keys: dict[tuple[str, str], tuple[Request, str]] = field(default_factory=dict)
+    outside: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CURRENCIES, 0))
+
+    def answer(self, request: Request, new_id: str) -> Answer:
+        """Decides the request; `new_id` is what the ledger would call what it makes."""
+        if self._stranger(request):
+            return Answer(accepted=False)
+        known = self.keys.get((request.scope, request.key)) if request.key else None
+        if known:
+            same = known[0] == request
+            return Answer(accepted=same, replayed=same, reused_key=not same)
+        accepted = getattr(self, f"_{request.method}")(request.scope, new_id, *request.details)
+        if accepted and request.key:
+            self.keys[request.scope, request.key] = (request, new_id)
+        return Answer(accepted)
+
+    @staticmethod
+    def _stranger(request: Request) -> bool:
+        return request.scope == STRANGER or request.details[:1] == (STRANGER,)
+
+    def _usable(self, user: str, currency: str) -> bool:
+        return (user, currency) in self.kinds and (user, currency) not in self.closed
+
+    def _promised(self, user: str, currency: str) -> bool:
+        return any(
+            refund["state"] == "pending"
+            and (refund["payer"], refund["currency"]) == (user, currency)
+            for refund in self.refunds.values()
+        )
+
+    def _waiting(self, place: tuple[str, str, str]) -> int:
+        return sum(
+            refund["amount"]
+            for refund in self.refunds.values()
+            if refund["state"] == "pending"
+            and (refund["payer"], refund["merchant"], refund["currency"]) == place
+        )
+
+    def _open(self, user: str, new_id: str, currency: str, kind: str) -> bool:
+        if (user, currency) in self.closed:
+            return False
+        self.balances.setdefault((user, currency), 0)
+        return self.kinds.setdefault((user, currency), kind) == kind
+
+    def _close(self, scope: str, new_id: str, user: str, currency: str) -> bool:
+        if (user, currency) not in self.kinds:
+            return False
+        if self.balances[user, currency] or self._promised(user, currency):
+            return False
+        self.closed.add((user, currency))
+        return True
+
+    def _deposit(self, user: str, new_id: str, currency: str, amount: int) -> bool:
+        if not self._usable(user, currency):
+            return False
+        self.balances[user, currency] += amount
+        self.outside[currency] += amount
+        return True
+
+    def _withdraw(self, user: str, new_id: str, currency: str, amount: int) -> bool:
+        if not self._usable(user, currency) or self.balances[user, currency] < amount:
+            return False
+        self.balances[user, currency] -= amount
+        self.outside[currency] -= amount
+        return True
+
+    def _order(self, payer: str, new_id: str, merchant: str, currency: str, amount: int) -> bool:
+        if (
+            self.kinds.get((merchant, currency)) != "merchant"
+            or (merchant, currency) in self.closed
+        ):
+            return False
+        if not self._usable(payer, currency):
+            return False
+        self.orders[new_id] = {
+            "payer": payer, "merchant": merchant, "currency": currency, "amount": amount,
+            "state": "open", "payment": "",
+        }  # fmt: skip
+        return True
+
+    def _close_order(self, order_id: str, new_id: str) -> bool:
+        order = self.orders.get(order_id)
+        if order is None or order["state"] == "paid":
+            return False
+        order["state"] = "closed"
+        return True
+
+    def _pay(self, order_id: str, new_id: str) -> bool:
+        order = self.orders.get(order_id)
+        if order is None or order["state"] != "open":
+            return False
+        payer = (order["payer"], order["currency"])
+        if not self._usable(*payer) or self.balances[payer] < order["amount"]:
+            return False
+        place = (order["payer"], order["merchant"], order["currency"])
+        self.balances[payer] -= order["amount"]
+        self.collected[place] = self.collected.get(place, 0) + order["amount"]
+        order |= {"state": "paid", "payment": new_id}
+        self.payments[new_id] = {**order, "order": order_id, "refunded": 0}
+        return True
+
+    def _refund(self, payment_id: str, new_id: str, amount: int | None) -> bool:
+        payment = self.payments.get(payment_id)
+        if payment is None or not self._usable(payment["payer"], payment["currency"]):
+            return False
+        left = payment["amount"] - payment["refunded"]
+        wanted = left if amount is None else amount
+        if not 0 < wanted <= left:
+            return False
+        payment["refunded"] += wanted
+        place = (payment["payer"], payment["merchant"], payment["currency"])
+        funded = self.collected[place] - self._waiting(place) >= wanted
+        self.refunds[new_id] = {
+            "payment": payment_id, "payer": place[0], "merchant": place[1], "currency": place[2],
+            "amount": wanted, "state": "succeeded" if funded else "pending", "funded": False,
+        }  # fmt: skip
+        if funded:
+            self._give_back(self.refunds[new_id])
+        return True
+
+    def _give_back(self, refund: dict[str, Any]) -> None:
+        self.collected[refund["payer"], refund["merchant"], refund["currency"]] -= refund["amount"]
+        self.balances[refund["payer"], refund["currency"]] += refund["amount"]
+
+    def _end_refund(self, refund_id: str, new_id: str, funded: bool) -> bool:
+        refund = self.refunds.get(refund_id)
+        if refund is None:
+            return False
+        if refund["state"] == "pending":
+            refund["state"] = "succeeded" if funded else "failed"
+            if funded:
+                self._give_back(refund)
+            else:
+                self.payments[refund["payment"]]["refunded"] -= refund["amount"]
+        return True
+
+    def _fund(self, merchant: str, new_id: str, payer: str, currency: str, amount: int) -> bool:
+        money = self.balances.get((merchant, currency), 0)
+        if not self._usable(merchant, currency) or money < amount:
+            return False
+        self.balances[merchant, currency] -= amount
+        self.collected[payer, merchant, currency] += amount
+        return True
+
+    def _sweep(self, payer: str, new_id: str, merchant: str, currency: str) -> bool:
+        place = (payer, merchant, currency)
+        free = self.collected.get(place, 0) - self._waiting(place)
+        if free <= 0 or not self._usable(merchant, currency):
+            return False
+        self.collected[place] -= free
+        self.balances[merchant, currency] += free
+        return True
+
+    def _transfer(self, payer: str, new_id: str, payee: str, currency: str, amount: int) -> bool:
+        if not (self._usable(payer, currency) and self._usable(payee, currency)):
+            return False
+        if self.balances[payer, currency] < amount:
+            return False
+        self.balances[payer, currency] -= amount
+        self.balances[payee, currency] += amount
+        return True
+
+
+class Builder:
+    """Makes the ledger's command of a request, with IDs minted anew each time, as services do."""
+
+    def __init__(self) -> None:
+        self._random = itertools.count(1)
+
+    def new(self, kind: Kind, slot: int) -> str:
+        return mint(kind, slot, unix_ms=0, random_80=next(self._random))
+
+    def build(self, request: Request) -> tuple[Any, str]:
+        """The command, and the ID of what it would make."""
+        scope = request.scope
+        digest = repr(request.details).encode()
+        key = Idempotency(scope, request.key, request.method, digest)
+        is_id = "_" in scope
+        slot = slot_of_id(scope) if is_id else slot_of_user(scope)
+        event = self.new(Kind.EVENT, slot)
+        build = getattr(self, f"_{request.method}")
+        command, new_id = build(slot, scope, key, event, *request.details)
+        return command, new_id
+
+    def _open(self, slot: int, user: str, key: Any, event: str, currency: str, kind: str) -> Any:
+        command = OpenAccount(slot, user, currency, AccountKind(kind), key)
+        return command, account_id(user, currency)
+
+    def _close(self, slot: int, scope: str, key: Any, event: str, *_: str) -> Any:
+        return CloseAccount(slot, scope, key), scope
+
+    def _deposit(self, slot: int, user: str, key: Any, event: str, *what: Any) -> Any:
+        return self._move(slot, user, key, Direction.IN, *what)
+
+    def _withdraw(self, slot: int, user: str, key: Any, event: str, *what: Any) -> Any:
+        return self._move(slot, user, key, Direction.OUT, *what)
+
+    def _move(
+        self, slot: int, user: str, key: Any, way: Direction, currency: str, amount: int
+    ) -> Any:
+        new_id = self.new(Kind.MOVEMENT, slot)
+        return MoveMoney(slot, new_id, user, way, amount, currency, key), new_id
+
+    def _order(
+        self, slot: int, payer: str, key: Any, event: str, merchant: str, currency: str, amount: int
+    ) -> Any:
+        new_id = self.new(Kind.ORDER, slot)
+        return CreateOrder(slot, new_id, payer, merchant, amount, currency, "", key), new_id
+
+    def _close_order(self, slot: int, order: str, key: Any, event: str) -> Any:
+        return CloseOrder(slot, order, key), order
+
+    def _pay(self, slot: int, order: str, key: Any, event: str) -> Any:
+        new_id = self.new(Kind.PAYMENT, slot)
+        return Pay(slot, new_id, event, order, key), new_id
+
+    def _refund(self, slot: int, payment: str, key: Any, event: str, amount: int | None) -> Any:
+        new_id = self.new(Kind.REFUND, slot)
+        return RefundPayment(slot, new_id, event, payment, amount, None, "", key), new_id
+
+    def _end_refund(self, slot: int, refund: str, key: Any, event: str, funded: bool) -> Any:
+        end = RefundEvent.FUNDED if funded else RefundEvent.UNFUNDED
+        return EndRefund(slot, refund, event, end), refund
+
+    def _begin(
+        self, kind: TransferKind, payer: str, payee: str, parties: tuple[str, str],
+        amount: int | None, currency: str, event: str, key: Any,
+    ) -> Any:  # fmt: skip
+        slot = slot_of_id(payer)
+        new_id = self.new(Kind.TRANSFER, slot)
+        return BeginTransfer(
+            slot, new_id, event, kind, *parties, payer, payee, amount, currency, "", key
+        ), new_id
+
+    def _fund(
+        self, slot: int, merchant: str, key: Any, event: str, payer: str, currency: str, amount: int
+    ) -> Any:
+        collection = collection_account_id(slot_of_user(payer), merchant, currency)
+        return self._begin(
+            TransferKind.FUNDING, account_id(merchant, currency), collection,
+            (merchant, merchant), amount, currency, event, key,
+        )  # fmt: skip
+
+    def _sweep(
+        self, slot: int, payer: str, key: Any, event: str, merchant: str, currency: str
+    ) -> Any:
+        collection = collection_account_id(slot, merchant, currency)
+        return self._begin(
+            TransferKind.SETTLEMENT, collection, account_id(merchant, currency),
+            (merchant, merchant), None, currency, event, None,
+        )  # fmt: skip
+
+    def _transfer(
+        self, slot: int, payer: str, key: Any, event: str, payee: str, currency: str, amount: int
+    ) -> Any:
+        return self._begin(
+            TransferKind.USER, account_id(payer, currency), account_id(payee, currency),
+            (payer, payee), amount, currency, event, key,
+        )  # fmt: skip
+
+
+_KEYS = st.sampled_from(["k1", "k2", "k3", "k4", "k5", "k6", "k7", "k8"])
+_CURRENCY = st.sampled_from(["USD", "USD", "USD", "JPY"])
+_AMOUNT = st.one_of(st.integers(1, 60), st.sampled_from([1, 100, MAX_AMOUNT_MINOR]))
+_AT_HOME = st.sampled_from([*PEOPLE, *MERCHANTS])
+_UNKNOWN = {
+    kind: mint(kind, slot_of_user("ann"), unix_ms=1, random_80=0) for kind in Kind
+}  # fmt: skip
+
+
+def _one_of(known: list[str], kind: Kind) -> st.SearchStrategy[str]:
+    """One that exists, at times one that does not."""
+    return st.sampled_from([*known, *known, _UNKNOWN[kind]])
+
+
+def requests(model: Model) -> st.SearchStrategy[Request]:
+    """Requests that a caller could make who knows what is there now."""
+    user, key = st.sampled_from(USERS), _KEYS
+    order = _one_of(list(model.orders), Kind.ORDER)
+    payment = _one_of(list(model.payments), Kind.PAYMENT)
+
+    def made(method: str, scope: st.SearchStrategy[str], *details: Any) -> Any:
+        return st.builds(Request, st.just(method), scope, key, st.tuples(*details))
+
+    def close(who: str, currency: str, key: str) -> Request:
+        return Request("close", account_id(who, currency), key, (who, currency))
+
+    kind = st.sampled_from(["person", "merchant"])
+    return st.one_of(
+        made("open", user, _CURRENCY, kind),
+        st.builds(close, user, _CURRENCY, key),
+        made("deposit", user, _CURRENCY, _AMOUNT),
+        made("withdraw", user, _CURRENCY, _AMOUNT),
+        made("order", st.sampled_from(PEOPLE), st.sampled_from(MERCHANTS), _CURRENCY, _AMOUNT),
+        made("order", user, _AT_HOME, _CURRENCY, _AMOUNT),
+        made("close_order", order),
+        made("pay", order),
+        made("pay", order),
+        made("refund", payment, st.one_of(st.none(), _AMOUNT)),
+        made("transfer", user, _AT_HOME, _CURRENCY, _AMOUNT),
+        st.builds(
+            Request, st.just("sweep"), st.sampled_from(PEOPLE), st.just(""),
+            st.tuples(st.sampled_from(MERCHANTS), _CURRENCY),
+        ),
+    )  # fmt: skip
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        elsewhere = slot_of_user(STRANGER)
+        self.store = MemoryStore(
+            {slot: Owner(CELL, 1) for slot in range(SLOT_COUNT) if slot != elsewhere}
+        )
+        self.model = Model()
+        self.builder = Builder()
+        self.made: list[Request] = []
+
+    @initialize()
+    def people_with_money(self) -> None:
+        opened = [Request("open", user, "open", ("USD", "person")) for user in PEOPLE]
+        opened += [Request("open", user, "open", ("USD", "merchant")) for user in MERCHANTS]
+        self.execute(opened)
+        self.execute([Request("deposit", user, "first", ("USD", 100)) for user in PEOPLE])
+
+    @rule(data=st.data(), size=st.integers(1, 6))
+    def group(self, data: st.DataObject, size: int) -> None:
+        one = requests(self.model)
+        if self.made:
+            # A caller who got no answer asks again.
+            one = st.one_of(one, one, one, st.sampled_from(self.made))
+        self.execute([data.draw(one) for _ in range(size)])
+
+    @precondition(lambda self: self.pending())
+    @rule(data=st.data(), funded=st.booleans())
+    def pending_refund_ends(self, data: st.DataObject, funded: bool) -> None:
+        refund_id = data.draw(st.sampled_from(self.pending()))
+        refund = self.model.refunds[refund_id]
+        if funded:
+            details = (refund["payer"], refund["currency"], refund["amount"])
+            fund = Request("fund", refund["merchant"], refund_id, details)
+            (funded,) = self.execute([fund])
+        self.execute([Request("end_refund", refund_id, "", (funded,))])
+
+    def pending(self) -> list[str]:
+        return [name for name, it in self.model.refunds.items() if it["state"] == "pending"]
+
+    def execute(self, group: list[Request]) -> list[bool]:
+        before = self.store.snapshot()
+        built = [self.builder.build(request) for request in group]
+        outcomes = self.store.commit(CELL, [command for command, _ in built])
+        expected = [
+            self.model.answer(request, new_id)
+            for request, (_, new_id) in zip(group, built, strict=True)
+        ]
+        for request, (_, new_id), outcome, answer in zip(
+            group, built, outcomes, expected, strict=True
+        ):
+            assert isinstance(outcome, Accepted) == answer.accepted, (request, outcome)
+            if isinstance(outcome, Refused):
+                reused = outcome.reason == Reason.EXISTS_WITH_DIFFERENT_INPUT
+                assert reused == answer.reused_key
+                continue
+            assert outcome.replayed == answer.replayed
+            first = self.model.keys[request.scope, request.key][1] if request.key else new_id
+            # Whichever repeat this is, it finds what the first one made.
+            assert outcome.resource[1] == first
+        if not any(answer.accepted and not answer.replayed for answer in expected):
+            assert self.store.snapshot() == before, "refused and repeated requests change nothing"
+        self.made += [request for request in group if request.key and request.method != "fund"]
+        return [answer.accepted for answer in expected]
+
+    @invariant()
+    def books_hold(self) -> None:
+        check_books(self.store)
+
+    @invariant()
+    def balances_are_the_models(self) -> None:
+        found = {(it.user_id, it.currency): it for it in self.store.by_purpose("balance")}
+        assert {owner: it.balance for owner, it in found.items()} == self.model.balances
+        assert {owner for owner, it in found.items() if it.state == "closed"} == self.model.closed
+        slots = {slot_of_user(person): person for person in USERS}
+        collected = {
+            (slots[it.slot], it.user_id, it.currency): it.balance
+            for it in self.store.by_purpose("collection")
+        }
+        assert collected == self.model.collected
+
+    @invariant()
+    def money_is_conserved(self) -> None:
+        for currency in CURRENCIES:
+            inside = sum(
+                it.balance
+                for it in self.store.all(ACCOUNTS)
+                if it.currency == currency and it.purpose != "external"
+            )
+            assert inside == self.model.outside[currency]
+
+    @invariant()
+    def each_key_has_one_effect(self) -> None:
+        records = self.store.all(IDEMPOTENCY)
+        assert len(records) == len(self.model.keys)
+        made_once = ("pay_", "mov_", "ref_", "tra_")
+        made = [it.resource_id for it in records if it.resource_id.startswith(made_once)]
+        assert len(made) == len(set(made))
+
+    @invariant()
+    def orders_payments_and_refunds_are_the_models(self) -> None:
+        assert {it.order_id: (it.state, it.payment_id) for it in self.store.all(ORDERS)} == {
+            order: (it["state"], it["payment"]) for order, it in self.model.orders.items()
+        }
+        assert {it.payment_id: (it.order_id, it.refunded) for it in self.store.all(PAYMENTS)} == {
+            payment: (it["order"], it["refunded"]) for payment, it in self.model.payments.items()
+        }
+        assert {it.refund_id: (it.amount, it.state) for it in self.store.all(REFUNDS)} == {
+            refund: (it["amount"], it["state"]) for refund, it in self.model.refunds.items()
+        }
+
+
+TestLedger = LedgerMachine.TestCase
+TestLedger.settings = settings(max_examples=80, stateful_step_count=20, deadline=None)
+
+
+def test_the_users_of_these_tests_have_slots_of_their_own() -> None:
+    assert len({slot_of_user(user) for user in USERS}) == len(USERS)
