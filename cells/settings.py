@@ -21,6 +21,9 @@ class LaneSettings:
     count: int = 2
     # Rows a statement: past some hundreds a group adds latency and no throughput (docs/performance.md).
     batch_size_max: int = 256
+    # While commands keep coming, a group grows for so long at the most; a lone one does not wait.
+    gather_max_s: float = 0.004
+    gather_step_s: float = 0.001
     # Commands that may wait; more are refused with RESOURCE_EXHAUSTED before latency explodes.
     queue_max: int = 4096
     # A command without a deadline of its own waits this long for a database that is away.

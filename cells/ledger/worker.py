@@ -85,9 +85,25 @@ class Lane:
         """Commits groups for ever. Ends only by a broken money invariant (fail-stop)."""
         while True:
             await self._filled.wait()
+            await self._gather()
             group = self._take()
             if group:
                 await self._commit(group)
+
+    async def _gather(self) -> None:
+        """Lets a group grow while commands keep coming, a few ms at the most.
+
+        Without this, small groups take the processor from the intake that would make them larger,
+        and stay small. A lone command does not wait.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._settings.gather_max_s
+        seen = 1
+        while seen < (waiting := len(self._queue)) < self._settings.batch_size_max:
+            if loop.time() >= until:
+                return
+            seen = waiting
+            await asyncio.sleep(self._settings.gather_step_s)
 
     def _take(self) -> list[_Pending]:
         """Up to a full group, without those whose caller has gone or whose time is up."""

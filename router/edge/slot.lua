@@ -1,4 +1,5 @@
 -- Finds the slot of a request at the edge: crc32(x-user-id) % 1024 (IEEE CRC-32, as zlib's).
+-- HTTP headers are ASCII, so the user ID is percent-encoded in UTF-8 (RFC 3986); "%" is "%25".
 -- x-user-id wins over x-cellpay-slot; a request with neither is refused with INVALID_ARGUMENT.
 local bit = require("bit")
 local SLOTS = 1024
@@ -24,6 +25,10 @@ local function slot_of(user_id)
   return bit.band(bit.bnot(crc), SLOTS - 1)
 end
 
+local function decoded(text)
+  return (text:gsub("%%(%x%x)", function(hex) return string.char(tonumber(hex, 16)) end))
+end
+
 local function valid(text)
   local slot = text and text:match("^%d+$") and tonumber(text)
   return slot ~= nil and slot < SLOTS
@@ -33,7 +38,7 @@ function envoy_on_request(handle)
   local headers = handle:headers()
   local user_id = headers:get("x-user-id")
   if user_id ~= nil and user_id ~= "" then
-    headers:replace("x-cellpay-slot", tostring(slot_of(user_id)))
+    headers:replace("x-cellpay-slot", tostring(slot_of(decoded(user_id))))
   elseif not valid(headers:get("x-cellpay-slot")) then
     handle:respond({
       [":status"] = "200",

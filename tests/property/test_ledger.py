@@ -10,14 +10,17 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cells.accounts.model import Direction
 from cells.accounts.rules import CloseAccount, MoveMoney, OpenAccount
+from cells.ledger.book import MoneyBroken
 from cells.ledger.model import (
     MAX_AMOUNT_MINOR,
+    MAX_BALANCE_MINOR,
     Accepted,
     AccountKind,
     Idempotency,
@@ -338,7 +341,9 @@ class Builder:
 
 _KEYS = st.sampled_from(["k1", "k2", "k3", "k4", "k5", "k6", "k7", "k8"])
 _CURRENCY = st.sampled_from(["USD", "USD", "USD", "JPY"])
-_AMOUNT = st.one_of(st.integers(1, 60), st.sampled_from([1, 100, MAX_AMOUNT_MINOR]))
+_AMOUNT = st.one_of(
+    st.integers(1, 60), st.integers(1, 60), st.sampled_from([100, MAX_AMOUNT_MINOR])
+)
 _AT_HOME = st.sampled_from([*PEOPLE, *MERCHANTS])
 _UNKNOWN = {
     kind: mint(kind, slot_of_user("ann"), unix_ms=1, random_80=0) for kind in Kind
@@ -407,6 +412,34 @@ class LedgerMachine(RuleBasedStateMachine):
             # A caller who got no answer asks again.
             one = st.one_of(one, one, one, st.sampled_from(self.made))
         self.execute([data.draw(one) for _ in range(size)])
+
+    @rule(
+        payer=st.sampled_from(PEOPLE),
+        merchant=st.sampled_from(MERCHANTS),
+        amount=st.integers(1, 40),
+        key=_KEYS,
+    )
+    def purchase(self, payer: str, merchant: str, amount: int, key: str) -> None:
+        before = set(self.model.orders)
+        self.execute([Request("order", payer, key, (merchant, "USD", amount))])
+        for order in set(self.model.orders) - before:
+            self.execute([Request("pay", order, key, ()), Request("pay", order, key, ())])
+
+    @precondition(lambda self: self.model.payments)
+    @rule(
+        data=st.data(),
+        amounts=st.lists(st.one_of(st.none(), st.integers(1, 20)), min_size=1, max_size=4),
+    )
+    def settled_payment_is_refunded(self, data: st.DataObject, amounts: list[int | None]) -> None:
+        payment_id = data.draw(st.sampled_from(list(self.model.payments)))
+        payment = self.model.payments[payment_id]
+        self.execute([Request("sweep", payment["payer"], "", (payment["merchant"], "USD"))])
+        self.execute(
+            [
+                Request("refund", payment_id, f"again {number}", (amount,))
+                for number, amount in enumerate(amounts)
+            ]
+        )
 
     @precondition(lambda self: self.pending())
     @rule(data=st.data(), funded=st.booleans())
@@ -500,3 +533,28 @@ TestLedger.settings = settings(max_examples=80, stateful_step_count=20, deadline
 
 def test_the_users_of_these_tests_have_slots_of_their_own() -> None:
     assert len({slot_of_user(user) for user in USERS}) == len(USERS)
+
+
+@pytest.mark.xfail(
+    raises=MoneyBroken,
+    strict=True,
+    reason="MoveMoney does not ask whether the external account can take the amount: clients who"
+    " deposit 512 times 2^53 in one slot stop its lane",
+)
+def test_deposits_beyond_what_the_outside_world_may_owe_are_refused() -> None:
+    names = (f"user-{number}" for number in itertools.count())
+    slot = slot_of_user(next(names))
+    users = list(itertools.islice((n for n in names if slot_of_user(n) == slot), 2))
+    store = MemoryStore({slot: Owner(CELL, 1)})
+    builder = Builder()
+    for user in users:
+        store.commit(CELL, [builder.build(Request("open", user, "open", ("USD", "person")))[0]])
+    amounts = [MAX_BALANCE_MINOR, 1]
+    deposits = [
+        builder.build(Request("deposit", user, "deposit", ("USD", amount)))[0]
+        for user, amount in zip(users, amounts, strict=True)
+    ]
+    first, second = store.commit(CELL, deposits)
+    assert isinstance(first, Accepted)
+    assert isinstance(second, Refused)
+    assert second.reason == Reason.BALANCE_TOO_LARGE

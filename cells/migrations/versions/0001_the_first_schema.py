@@ -170,6 +170,10 @@ def upgrade() -> None:
     )
     op.create_index('transfers_in_doubt', 'transfers', ['slot', 'transfer_id'], unique=False, postgresql_where=sa.text("state IN ('trying', 'committing', 'cancelling')"))
     # ### end Alembic commands ###
+    if op.get_bind().dialect.name == "postgresql":
+        # Room for updates in place (HOT): balances and orders change, their indexed columns do not.
+        for name in ("accounts", "orders"):
+            op.execute(f"ALTER TABLE {name} SET (fillfactor = 70)")
 
 
 def downgrade() -> None:

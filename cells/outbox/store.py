@@ -1,0 +1,142 @@
+"""The outbox's rows: what is unsent; marks and purges under the fence of their slots."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from sqlalchemy import literal_column, select, text, tuple_
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cells.fencing.store import FencedSession, fence
+from cells.fencing.tables import slots
+from cells.ledger.model import Event
+from cells.ledger.tables import OUTBOX, outbox
+from router.ids import Kind, mint
+
+# IDs carry a machine's clock, rows the database's: they differ less than this.
+_CLOCKS_APART_MAX = timedelta(hours=1)
+
+
+class Position(NamedTuple):
+    """A place in the outbox's order; rows behind it come next."""
+
+    slot: int
+    event_id: str
+
+
+BEGINNING = Position(-1, "")
+
+
+async def unsent_events(
+    engine: AsyncEngine, cell: str, after: Position, count_max: int
+) -> list[Event]:
+    """Events still to be sent, of the slots that the database gives to `cell` now."""
+    statement = (
+        select(*(outbox.c[name] for name in OUTBOX.fields))
+        .join(slots, slots.c.slot == outbox.c.slot)
+        .where(
+            slots.c.owner == cell,
+            # Written out, not bound, so that the partial index is used.
+            literal_column("NOT outbox.sent"),
+            tuple_(outbox.c.slot, outbox.c.event_id) > tuple_(*after),
+        )
+        .order_by(outbox.c.slot, outbox.c.event_id)
+        .limit(count_max)
+    )
+    async with engine.connect() as connection:
+        return [Event(*row) for row in await connection.execute(statement)]
+
+
+_SET_SENT = text(
+    "UPDATE outbox AS t SET sent = :sent"
+    " FROM unnest(CAST(:slots AS smallint[]), CAST(:ids AS text[])) AS k(slot, id)"
+    " WHERE t.slot = k.slot AND t.event_id = k.id AND t.sent <> :sent"
+)
+
+
+async def set_sent(session: FencedSession, events: Collection[Position], *, sent: bool) -> int:
+    """How many rows it changed."""
+    arguments = {
+        "sent": sent,
+        "slots": [event.slot for event in events],
+        "ids": [event.event_id for event in events],
+    }
+    return (await session.execute(_SET_SENT, arguments)).rowcount
+
+
+async def mark(
+    engine: AsyncEngine, cell: str, events: Collection[Position], *, sent: bool
+) -> int:
+    """Marks the events of slots that `cell` owns under the fence; returns how many changed."""
+    async with engine.connect() as connection:
+        session, held = await fence(connection, cell, {event.slot for event in events})
+        ours = [event for event in events if event.slot in held.epochs]
+        changed = await set_sent(session, ours, sent=sent) if ours else 0
+        if changed:
+            await connection.commit()
+    return changed
+
+
+# One slot a transaction, by its primary key: no index on time is needed, since IDs begin with it.
+_PURGE = text(
+    "DELETE FROM outbox WHERE slot = :slot AND event_id IN ("
+    "SELECT event_id FROM outbox WHERE slot = :slot AND event_id < :bound AND sent"
+    " AND created_at < :before ORDER BY event_id LIMIT :count_max)"
+)
+
+
+async def purge(
+    engine: AsyncEngine, cell: str, slot: int, retention_s: float, count_max: int
+) -> int:
+    """Deletes a batch of the slot's sent events that are older than the retention."""
+    async with engine.connect() as connection:
+        session, held = await fence(connection, cell, [slot])
+        if slot not in held.epochs:
+            return 0
+        before = held.now - timedelta(seconds=retention_s)
+        deleted = await _delete_sent(session, slot, before, count_max)
+        if deleted:
+            await connection.commit()
+    return deleted
+
+
+async def _delete_sent(
+    session: FencedSession, slot: int, before: datetime, count_max: int
+) -> int:
+    bound_ms = int((before + _CLOCKS_APART_MAX).timestamp() * 1000)
+    arguments = {
+        "slot": slot,
+        "before": before,
+        "bound": mint(Kind.EVENT, slot, unix_ms=bound_ms, random_80=0),
+        "count_max": count_max,
+    }
+    return (await session.execute(_PURGE, arguments)).rowcount
+
+
+async def owned_slots(engine: AsyncEngine, cell: str) -> Sequence[int]:
+    """As the database says now."""
+    statement = select(slots.c.slot).where(slots.c.owner == cell).order_by(slots.c.slot)
+    async with engine.connect() as connection:
+        return (await connection.execute(statement)).scalars().all()
+
+
+async def sent_since(
+    engine: AsyncEngine, cell: str, since: datetime, after: Position, count_max: int
+) -> list[Position]:
+    """Events of `cell` that were sent already and were made at `since` or later."""
+    statement = (
+        select(outbox.c.slot, outbox.c.event_id)
+        .join(slots, slots.c.slot == outbox.c.slot)
+        .where(
+            slots.c.owner == cell,
+            literal_column("outbox.sent"),
+            outbox.c.created_at >= since,
+            tuple_(outbox.c.slot, outbox.c.event_id) > tuple_(*after),
+        )
+        .order_by(outbox.c.slot, outbox.c.event_id)
+        .limit(count_max)
+    )
+    async with engine.connect() as connection:
+        return [Position(*row) for row in await connection.execute(statement)]

@@ -1,0 +1,133 @@
+"""The stream CELLPAY in JetStream: how events look there, and how they get there.
+
+    subject   cellpay.events.<type>
+    header    Nats-Msg-Id: the event's ID (the server drops repeats for two minutes; pitfall 19)
+    body      {"id", "type", "slot", "merchant_id", "time", "data"}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC
+from typing import Any
+
+import nats
+import structlog
+from nats.js.api import RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import NotFoundError
+
+from cells.ledger.model import Event
+
+log = structlog.get_logger(__name__)
+
+STREAM = "CELLPAY"
+SUBJECTS = "cellpay.events.>"
+_DUPLICATE_WINDOW_S = 120.0
+# Far longer than the outbox's retention, and not for ever.
+_AGE_MAX_S = 30 * 86_400.0
+_ACK_WAIT_S = 5.0
+_RECONNECT_WAIT_S = 0.25
+# A dead server that does not close its connections is noticed after two of these.
+_PING_INTERVAL_S = 10
+
+
+@contextlib.asynccontextmanager
+async def connect_stream(url: str, name: str) -> AsyncIterator[Any]:
+    """A JetStream context with the stream there. Waits for NATS as long as it is away."""
+    client = await nats.connect(
+        url,
+        name=name,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=_RECONNECT_WAIT_S,
+        ping_interval=_PING_INTERVAL_S,
+        error_cb=_on_error,
+        disconnected_cb=_on_disconnected,
+        reconnected_cb=_on_reconnected,
+    )
+    try:
+        stream = client.jetstream(timeout=_ACK_WAIT_S)
+        await ensure_stream(stream)
+        yield stream
+    finally:
+        await client.close()
+
+
+async def ensure_stream(stream: Any) -> None:
+    """Makes the stream when it is absent; one that is there stays as its operator made it."""
+    try:
+        await stream.stream_info(STREAM)
+    except NotFoundError:
+        await stream.add_stream(
+            StreamConfig(
+                name=STREAM,
+                subjects=[SUBJECTS],
+                retention=RetentionPolicy.LIMITS,
+                storage=StorageType.FILE,
+                duplicate_window=_DUPLICATE_WINDOW_S,
+                max_age=_AGE_MAX_S,
+            )
+        )
+        log.info("the stream was made", stream=STREAM)
+
+
+def envelope(event: Event) -> bytes:
+    document = {
+        "id": event.event_id,
+        "type": event.type,
+        "slot": event.slot,
+        "merchant_id": event.merchant_id,
+        "time": event.created_at.astimezone(UTC).isoformat(),
+        "data": json.loads(event.payload),
+    }
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+async def publish(stream: Any, events: Sequence[Event]) -> list[Event]:
+    """Publishes all at once, awaits each acknowledgement; returns the events that have theirs.
+
+    Raises the first fault when none has: the stream is away.
+    """
+    pending: dict[asyncio.Future[Any], Event] = {}
+    fault: BaseException | None = None
+    try:
+        for event in events:
+            future = await stream.publish_async(
+                f"cellpay.events.{event.type}",
+                envelope(event),
+                wait_stall=_ACK_WAIT_S,
+                stream=STREAM,
+                headers={"Nats-Msg-Id": event.event_id},
+            )
+            pending[future] = event
+    except Exception as error:
+        # What went out before may still be acknowledged.
+        fault = error
+    acknowledged = []
+    done, silent = await asyncio.wait(pending, timeout=_ACK_WAIT_S) if pending else (set(), set())
+    for future in silent:
+        future.cancel()
+        fault = fault or TimeoutError("the stream does not acknowledge")
+    for future in done:
+        error = future.exception()
+        if error is None:
+            acknowledged.append(pending[future])
+        else:
+            fault = fault or error
+    if fault is not None and not acknowledged:
+        raise fault
+    return acknowledged
+
+
+async def _on_error(error: Exception) -> None:
+    log.debug("nats", error=type(error).__name__)
+
+
+async def _on_disconnected() -> None:
+    log.warning("NATS is away")
+
+
+async def _on_reconnected() -> None:
+    log.info("NATS is back")
