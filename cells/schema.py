@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cells.accounts.tables
 import cells.ledger.tables
-# import cells.notifications.tables
+import cells.notifications.tables
 import cells.orders.tables
 import cells.payments.tables
 import cells.transfers.tables  # noqa: F401

@@ -1,4 +1,4 @@
-"""Where may a webhook go, how is it signed, when is it tried again. Pure: commands over the book."""
+"""Where webhooks go, how they are signed, when they are tried again. Pure: commands over the book."""
 
 from __future__ import annotations
 

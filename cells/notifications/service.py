@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 from cellpay.notifications.v1 import notifications_pb2 as pb
 from cellpay.notifications.v1 import notifications_pb2_grpc
-from sqlalchemy import select, tuple_
+from sqlalchemy import literal, select, tuple_
 
 from cells.answers import resource_of
 from cells.ledger.worker import Lanes
@@ -32,8 +32,8 @@ from cells.requests import (
     timestamp,
 )
 from router.errors import Refusal
-from router.ids import Kind, slot_of_id
 from router.identity import caller_of
+from router.ids import Kind, slot_of_id
 from router.slots import slot_of_user
 
 _BODY_BYTES_MAX = 64 * 1024
@@ -130,7 +130,8 @@ class NotificationsService(notifications_pb2_grpc.NotificationsServiceServicer):
             statement = statement.where(deliveries.c.state == state)
         if start is not None:
             statement = statement.where(
-                tuple_(deliveries.c.created_at, deliveries.c.delivery_id) < tuple_(*start)
+                tuple_(deliveries.c.created_at, deliveries.c.delivery_id)
+                < tuple_(literal(start[0]), literal(start[1]))
             )
         rows = [Delivery(*row) for row in await fetch(self._engine, statement)]
         listed = rows[:size]
@@ -190,11 +191,8 @@ def _page_start(check: Checker, token: str) -> tuple[datetime, str] | None:
     if values is None:
         return None
     try:
-        created_at = datetime.fromisoformat(values[0])
         slot_of_id(values[1])
-    except ValueError:
-        created_at = None
-    if created_at is None or created_at.tzinfo is None:
+        return datetime.fromisoformat(values[0]).astimezone(UTC), values[1]
+    except (ValueError, OverflowError):
         check.wrong("page_token", "is not a token that this method returned")
         return None
-    return created_at, values[1]

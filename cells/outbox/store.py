@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import literal_column, select, text, tuple_
+from sqlalchemy import literal, literal_column, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cells.fencing.store import FencedSession, fence
@@ -15,7 +15,8 @@ from cells.ledger.model import Event
 from cells.ledger.tables import OUTBOX, outbox
 from router.ids import Kind, mint
 
-# IDs carry a machine's clock, rows the database's: they differ less than this.
+# IDs carry a machine's clock, rows the database's. The database's decides; IDs only bound what is
+# read, with this much to spare.
 _CLOCKS_APART_MAX = timedelta(hours=1)
 
 
@@ -40,7 +41,8 @@ async def unsent_events(
             slots.c.owner == cell,
             # Written out, not bound, so that the partial index is used.
             literal_column("NOT outbox.sent"),
-            tuple_(outbox.c.slot, outbox.c.event_id) > tuple_(*after),
+            tuple_(outbox.c.slot, outbox.c.event_id)
+            > tuple_(literal(after.slot), literal(after.event_id)),
         )
         .order_by(outbox.c.slot, outbox.c.event_id)
         .limit(count_max)
@@ -66,9 +68,7 @@ async def set_sent(session: FencedSession, events: Collection[Position], *, sent
     return (await session.execute(_SET_SENT, arguments)).rowcount
 
 
-async def mark(
-    engine: AsyncEngine, cell: str, events: Collection[Position], *, sent: bool
-) -> int:
+async def mark(engine: AsyncEngine, cell: str, events: Collection[Position], *, sent: bool) -> int:
     """Marks the events of slots that `cell` owns under the fence; returns how many changed."""
     async with engine.connect() as connection:
         session, held = await fence(connection, cell, {event.slot for event in events})
@@ -102,14 +102,11 @@ async def purge(
     return deleted
 
 
-async def _delete_sent(
-    session: FencedSession, slot: int, before: datetime, count_max: int
-) -> int:
-    bound_ms = int((before + _CLOCKS_APART_MAX).timestamp() * 1000)
+async def _delete_sent(session: FencedSession, slot: int, before: datetime, count_max: int) -> int:
     arguments = {
         "slot": slot,
         "before": before,
-        "bound": mint(Kind.EVENT, slot, unix_ms=bound_ms, random_80=0),
+        "bound": _bound(slot, before + _CLOCKS_APART_MAX),
         "count_max": count_max,
     }
     return (await session.execute(_PURGE, arguments)).rowcount
@@ -123,20 +120,24 @@ async def owned_slots(engine: AsyncEngine, cell: str) -> Sequence[int]:
 
 
 async def sent_since(
-    engine: AsyncEngine, cell: str, since: datetime, after: Position, count_max: int
+    engine: AsyncEngine, slot: int, since: datetime, after: str, count_max: int
 ) -> list[Position]:
-    """Events of `cell` that were sent already and were made at `since` or later."""
+    """Events of a slot that were sent already and were made at `since` or later, in order."""
     statement = (
         select(outbox.c.slot, outbox.c.event_id)
-        .join(slots, slots.c.slot == outbox.c.slot)
         .where(
-            slots.c.owner == cell,
+            outbox.c.slot == slot,
+            outbox.c.event_id > max(after, _bound(slot, since - _CLOCKS_APART_MAX)),
             literal_column("outbox.sent"),
             outbox.c.created_at >= since,
-            tuple_(outbox.c.slot, outbox.c.event_id) > tuple_(*after),
         )
-        .order_by(outbox.c.slot, outbox.c.event_id)
+        .order_by(outbox.c.event_id)
         .limit(count_max)
     )
     async with engine.connect() as connection:
         return [Position(*row) for row in await connection.execute(statement)]
+
+
+def _bound(slot: int, moment: datetime) -> str:
+    """Below the IDs of events made from then on."""
+    return mint(Kind.EVENT, slot, unix_ms=int(moment.timestamp() * 1000), random_80=0)

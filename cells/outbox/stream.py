@@ -1,8 +1,8 @@
 """The stream CELLPAY in JetStream: how events look there, and how they get there.
 
-    subject   cellpay.events.<type>
-    header    Nats-Msg-Id: the event's ID (the server drops repeats for two minutes; pitfall 19)
-    body      {"id", "type", "slot", "merchant_id", "time", "data"}
+subject   cellpay.events.<type>
+header    Nats-Msg-Id: the event's ID (the server drops repeats for two minutes; pitfall 19)
+body      {"id", "type", "slot", "merchant_id", "time", "data"}
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC
 from typing import Any
 
@@ -92,8 +92,8 @@ async def publish(stream: Any, events: Sequence[Event]) -> list[Event]:
     """
     pending: dict[asyncio.Future[Any], Event] = {}
     fault: BaseException | None = None
-    try:
-        for event in events:
+    for event in events:
+        try:
             future = await stream.publish_async(
                 f"cellpay.events.{event.type}",
                 envelope(event),
@@ -101,24 +101,37 @@ async def publish(stream: Any, events: Sequence[Event]) -> list[Event]:
                 stream=STREAM,
                 headers={"Nats-Msg-Id": event.event_id},
             )
-            pending[future] = event
-    except Exception as error:
-        # What went out before may still be acknowledged.
-        fault = error
-    acknowledged = []
-    done, silent = await asyncio.wait(pending, timeout=_ACK_WAIT_S) if pending else (set(), set())
-    for future in silent:
-        future.cancel()
-        fault = fault or TimeoutError("the stream does not acknowledge")
-    for future in done:
-        error = future.exception()
-        if error is None:
-            acknowledged.append(pending[future])
+        except Exception as error:
+            # The others go on: they may be acknowledged.
+            fault = error
         else:
-            fault = fault or error
+            pending[future] = event
+    acknowledged, failed = await _acknowledgements(pending)
+    fault = fault or failed
     if fault is not None and not acknowledged:
         raise fault
     return acknowledged
+
+
+async def _acknowledgements(
+    pending: Mapping[asyncio.Future[Any], Event],
+) -> tuple[list[Event], BaseException | None]:
+    """The events that the stream has, and the first fault of those that it may not have."""
+    if not pending:
+        return [], None
+    done, silent = await asyncio.wait(pending, timeout=_ACK_WAIT_S)
+    fault: BaseException | None = None
+    for future in silent:
+        future.cancel()
+        fault = TimeoutError("the stream does not acknowledge")
+    acknowledged = []
+    for future in done:
+        failure = None if future.cancelled() else future.exception()
+        if failure is None and not future.cancelled():
+            acknowledged.append(pending[future])
+        else:
+            fault = failure or fault or TimeoutError("the publication was cut off")
+    return acknowledged, fault
 
 
 async def _on_error(error: Exception) -> None:

@@ -10,14 +10,13 @@ deposed cell publishes at most what it had read, and marks nothing.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import structlog
-from nats.js.errors import NotFoundError, NoStreamResponseError
+from nats.js.errors import NoStreamResponseError, NotFoundError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cells.ledger.model import Event
@@ -63,9 +62,7 @@ class OutboxRelay:
         failures = 0
         while True:
             try:
-                async with connect_stream(
-                    self._nats_url, f"cellpay-{self._cell}-outbox"
-                ) as stream:
+                async with connect_stream(self._nats_url, f"cellpay-{self._cell}-outbox") as stream:
                     while True:
                         try:
                             full = await self.relay_batch(stream)
@@ -95,15 +92,15 @@ class OutboxRelay:
             return False
         acknowledged = await publish(stream, events)
         marked = await self._mark(acknowledged)
-        if len(acknowledged) < len(events) or marked < len(acknowledged):
+        if marked < len(events):
+            # Not acknowledged, or no longer ours to mark.
             log.warning(
-                "not all events could be sent",
+                "not all events are sent",
                 read=len(events),
                 acknowledged=len(acknowledged),
                 marked=marked,
             )
-            return False
-        return full
+        return full and marked == len(events)
 
     async def _mark(self, events: Sequence[Event]) -> int:
         positions = [Position(event.slot, event.event_id) for event in events]
@@ -144,13 +141,16 @@ async def replay(
     For a stream that lost messages (pitfall 18). Consumers do not mind repeats. It can be stopped
     and called again: what it marked as unsent stays so until it is acknowledged again.
     """
-    after = BEGINNING
     replayed = 0
-    while events := await sent_since(engine, cell, since, after, batch_size_max):
-        replayed += await mark(engine, cell, events, sent=False)
-        after = events[-1]
+    for slot in await owned_slots(engine, cell):
+        after = ""
+        while events := await sent_since(engine, slot, since, after, batch_size_max):
+            replayed += await mark(engine, cell, events, sent=False)
+            after = events[-1].event_id
     return replayed
 
 
 def _backoff_s(failures: int) -> float:
-    return random.uniform(0.2, 1.0) * min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2 ** min(failures, 10))
+    return random.uniform(0.2, 1.0) * min(
+        _BACKOFF_CAP_S, _BACKOFF_BASE_S * 2.0 ** min(failures, 10)
+    )
