@@ -1,0 +1,59 @@
+"""One mesh of real components for all tests that need one, started when the first asks for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from control.cellctl.session import Session
+from control.mesh import launcher
+from control.mesh.options import MeshOptions
+from router.client import CallPolicy, Mesh, connect_direct
+
+# Short waits, so that what happens in minutes in production happens within a test.
+OVERRIDES = {
+    "settlement": {"interval_s": 2.0},
+    "transfers": {"recovery_age_s": 2.0, "recovery_interval_s": 0.5, "try_timeout_s": 5.0},
+    "webhooks": {"backoff_base_s": 0.1, "backoff_cap_s": 0.5, "attempts_max": 4, "timeout_s": 1.0},
+}
+PATIENT = CallPolicy(timeout_s=60.0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Cheap tests first, chaos last: the quickest failure is the most useful one."""
+    order = ("unit", "property", "integration", "chaos")
+
+    def rank(item: pytest.Item) -> int:
+        folder = Path(str(item.fspath)).parent.name
+        return order.index(folder) if folder in order else len(order)
+
+    items.sort(key=rank)
+
+
+@pytest.fixture(scope="session")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    data = tmp_path_factory.mktemp("mesh")
+    os.environ.pop("GRPC_XDS_BOOTSTRAP", None)
+    try:
+        with launcher.running(data, 3, MeshOptions(cell_overrides=OVERRIDES)):
+            yield Session.open(data)
+    finally:
+        launcher.remove(data)
+
+
+@pytest_asyncio.fixture(scope="session")
+async def mesh(session: Session) -> AsyncIterator[Mesh]:
+    """The SDK, by xDS."""
+    async with session.mesh(PATIENT) as mesh:
+        yield mesh
+
+
+@pytest_asyncio.fixture(scope="session")
+async def edge(session: Session) -> AsyncIterator[Mesh]:
+    """The same stubs through Envoy."""
+    async with connect_direct(session.edge_address, session.tls("client"), policy=PATIENT) as mesh:
+        yield mesh
