@@ -1,4 +1,4 @@
-"""Where webhooks go, how they are signed, when they are tried again. Pure: commands over the book."""
+"""Where webhooks go, how they are signed, when they come again. Pure: commands over the book."""
 
 from __future__ import annotations
 
