@@ -15,6 +15,7 @@ from datetime import UTC
 from typing import Any
 
 import nats
+import nats.errors
 import structlog
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
@@ -52,7 +53,13 @@ async def connect_stream(url: str, name: str) -> AsyncIterator[Any]:
         await ensure_stream(stream)
         yield stream
     finally:
-        await client.close()
+        # It writes what it still has to a connection that may be gone.
+        with contextlib.suppress(OSError, nats.errors.Error):
+            await client.close()
+        # nats-py's close may swallow a cancellation.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
 
 
 async def ensure_stream(stream: Any) -> None:
@@ -139,8 +146,8 @@ async def _on_error(error: Exception) -> None:
 
 
 async def _on_disconnected() -> None:
-    log.warning("NATS is away")
+    log.info("disconnected from NATS")
 
 
 async def _on_reconnected() -> None:
-    log.info("NATS is back")
+    log.info("connected to NATS again")
