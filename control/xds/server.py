@@ -155,6 +155,9 @@ class XdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
         if "*" in names or (known is None and not names and request.type_url in _WILDCARD_TYPES):
             subscription.wildcard = True
         subscription.names = names - {"*"}
+        if not subscription.wildcard:
+            # A client forgets what it unsubscribes from: asked for again, it must be sent again.
+            subscription.sent_names &= subscription.names
         stream.wake.set()
 
     def _response(self, stream: _Stream, type_url: str) -> Any | None:

@@ -7,8 +7,8 @@ decides the same requests in random groups, through the real loading of keys and
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -17,13 +17,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from cells.accounts.model import Direction
 from cells.accounts.rules import CloseAccount, MoveMoney, OpenAccount
-from cells.ledger.book import MoneyBroken
+from cells.ledger.book import Book, Leg, MoneyBroken
 from cells.ledger.model import (
     MAX_AMOUNT_MINOR,
     MAX_BALANCE_MINOR,
     Accepted,
     AccountKind,
     Idempotency,
+    Key,
     Reason,
     Refused,
 )
@@ -35,210 +36,15 @@ from cells.payments.rules import EndRefund, Pay, RefundPayment
 from cells.payments.tables import PAYMENTS, REFUNDS
 from cells.transfers.model import TransferKind
 from cells.transfers.rules import BeginTransfer
-from router.ids import Kind, account_id, collection_account_id, mint, slot_of_id
+from router.ids import Kind, Purpose, account_id, collection_account_id, mint, slot_of_id
 from router.slots import SLOT_COUNT, slot_of_user
 from tests.property.memory import MemoryStore, Owner, check_books
+from tests.property.model import CURRENCIES, STRANGER, Model, Request
 
 CELL = "here"
 PEOPLE = ["ann", "bob", "cy"]
 MERCHANTS = ["shop", "café"]
-# Her home is another cell.
-STRANGER = "zoë"
 USERS = [*PEOPLE, *MERCHANTS, STRANGER]
-CURRENCIES = ["USD", "JPY"]
-
-
-class Request(NamedTuple):
-    """A request as a caller makes it: nothing of it was minted by the cell."""
-
-    method: str
-    # What the key belongs to; for requests by ID, that ID.
-    scope: str
-    key: str
-    details: tuple[Any, ...]
-
-
-class Answer(NamedTuple):
-    """What the model expects."""
-
-    accepted: bool
-    replayed: bool = False
-    reused_key: bool = False
-
-
-@dataclass
-class Model:
-    """Cellpay in one cell, as the design tells it."""
-
-    kinds: dict[tuple[str, str], str] = field(default_factory=dict)
-    closed: set[tuple[str, str]] = field(default_factory=set)
-    balances: dict[tuple[str, str], int] = field(default_factory=dict)
-    # By payer: in tests each payer has a slot of their own.
-    collected: dict[tuple[str, str, str], int] = field(default_factory=dict)
-    orders: dict[str, dict[str, Any]] = field(default_factory=dict)
-    payments: dict[str, dict[str, Any]] = field(default_factory=dict)
-    refunds: dict[str, dict[str, Any]] = field(default_factory=dict)
-    keys: dict[tuple[str, str], tuple[Request, str]] = field(default_factory=dict)
-    outside: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CURRENCIES, 0))
-
-    def answer(self, request: Request, new_id: str) -> Answer:
-        """Decides the request; `new_id` is what the ledger would call what it makes."""
-        if self._stranger(request):
-            return Answer(accepted=False)
-        known = self.keys.get((request.scope, request.key)) if request.key else None
-        if known:
-            same = known[0] == request
-            return Answer(accepted=same, replayed=same, reused_key=not same)
-        accepted = getattr(self, f"_{request.method}")(request.scope, new_id, *request.details)
-        if accepted and request.key:
-            self.keys[request.scope, request.key] = (request, new_id)
-        return Answer(accepted)
-
-    @staticmethod
-    def _stranger(request: Request) -> bool:
-        return request.scope == STRANGER or request.details[:1] == (STRANGER,)
-
-    def _usable(self, user: str, currency: str) -> bool:
-        return (user, currency) in self.kinds and (user, currency) not in self.closed
-
-    def _promised(self, user: str, currency: str) -> bool:
-        return any(
-            refund["state"] == "pending"
-            and (refund["payer"], refund["currency"]) == (user, currency)
-            for refund in self.refunds.values()
-        )
-
-    def _waiting(self, place: tuple[str, str, str]) -> int:
-        return sum(
-            refund["amount"]
-            for refund in self.refunds.values()
-            if refund["state"] == "pending"
-            and (refund["payer"], refund["merchant"], refund["currency"]) == place
-        )
-
-    def _open(self, user: str, new_id: str, currency: str, kind: str) -> bool:
-        if (user, currency) in self.closed:
-            return False
-        self.balances.setdefault((user, currency), 0)
-        return self.kinds.setdefault((user, currency), kind) == kind
-
-    def _close(self, scope: str, new_id: str, user: str, currency: str) -> bool:
-        if (user, currency) not in self.kinds:
-            return False
-        if self.balances[user, currency] or self._promised(user, currency):
-            return False
-        self.closed.add((user, currency))
-        return True
-
-    def _deposit(self, user: str, new_id: str, currency: str, amount: int) -> bool:
-        if not self._usable(user, currency):
-            return False
-        self.balances[user, currency] += amount
-        self.outside[currency] += amount
-        return True
-
-    def _withdraw(self, user: str, new_id: str, currency: str, amount: int) -> bool:
-        if not self._usable(user, currency) or self.balances[user, currency] < amount:
-            return False
-        self.balances[user, currency] -= amount
-        self.outside[currency] -= amount
-        return True
-
-    def _order(self, payer: str, new_id: str, merchant: str, currency: str, amount: int) -> bool:
-        if (
-            self.kinds.get((merchant, currency)) != "merchant"
-            or (merchant, currency) in self.closed
-        ):
-            return False
-        if not self._usable(payer, currency):
-            return False
-        self.orders[new_id] = {
-            "payer": payer, "merchant": merchant, "currency": currency, "amount": amount,
-            "state": "open", "payment": "",
-        }  # fmt: skip
-        return True
-
-    def _close_order(self, order_id: str, new_id: str) -> bool:
-        order = self.orders.get(order_id)
-        if order is None or order["state"] == "paid":
-            return False
-        order["state"] = "closed"
-        return True
-
-    def _pay(self, order_id: str, new_id: str) -> bool:
-        order = self.orders.get(order_id)
-        if order is None or order["state"] != "open":
-            return False
-        payer = (order["payer"], order["currency"])
-        if not self._usable(*payer) or self.balances[payer] < order["amount"]:
-            return False
-        place = (order["payer"], order["merchant"], order["currency"])
-        self.balances[payer] -= order["amount"]
-        self.collected[place] = self.collected.get(place, 0) + order["amount"]
-        order |= {"state": "paid", "payment": new_id}
-        self.payments[new_id] = {**order, "order": order_id, "refunded": 0}
-        return True
-
-    def _refund(self, payment_id: str, new_id: str, amount: int | None) -> bool:
-        payment = self.payments.get(payment_id)
-        if payment is None or not self._usable(payment["payer"], payment["currency"]):
-            return False
-        left = payment["amount"] - payment["refunded"]
-        wanted = left if amount is None else amount
-        if not 0 < wanted <= left:
-            return False
-        payment["refunded"] += wanted
-        place = (payment["payer"], payment["merchant"], payment["currency"])
-        funded = self.collected[place] - self._waiting(place) >= wanted
-        self.refunds[new_id] = {
-            "payment": payment_id, "payer": place[0], "merchant": place[1], "currency": place[2],
-            "amount": wanted, "state": "succeeded" if funded else "pending", "funded": False,
-        }  # fmt: skip
-        if funded:
-            self._give_back(self.refunds[new_id])
-        return True
-
-    def _give_back(self, refund: dict[str, Any]) -> None:
-        self.collected[refund["payer"], refund["merchant"], refund["currency"]] -= refund["amount"]
-        self.balances[refund["payer"], refund["currency"]] += refund["amount"]
-
-    def _end_refund(self, refund_id: str, new_id: str, funded: bool) -> bool:
-        refund = self.refunds.get(refund_id)
-        if refund is None:
-            return False
-        if refund["state"] == "pending":
-            refund["state"] = "succeeded" if funded else "failed"
-            if funded:
-                self._give_back(refund)
-            else:
-                self.payments[refund["payment"]]["refunded"] -= refund["amount"]
-        return True
-
-    def _fund(self, merchant: str, new_id: str, payer: str, currency: str, amount: int) -> bool:
-        money = self.balances.get((merchant, currency), 0)
-        if not self._usable(merchant, currency) or money < amount:
-            return False
-        self.balances[merchant, currency] -= amount
-        self.collected[payer, merchant, currency] += amount
-        return True
-
-    def _sweep(self, payer: str, new_id: str, merchant: str, currency: str) -> bool:
-        place = (payer, merchant, currency)
-        free = self.collected.get(place, 0) - self._waiting(place)
-        if free <= 0 or not self._usable(merchant, currency):
-            return False
-        self.collected[place] -= free
-        self.balances[merchant, currency] += free
-        return True
-
-    def _transfer(self, payer: str, new_id: str, payee: str, currency: str, amount: int) -> bool:
-        if not (self._usable(payer, currency) and self._usable(payee, currency)):
-            return False
-        if self.balances[payer, currency] < amount:
-            return False
-        self.balances[payer, currency] -= amount
-        self.balances[payee, currency] += amount
-        return True
 
 
 class Builder:
@@ -452,6 +258,17 @@ class LedgerMachine(RuleBasedStateMachine):
             (funded,) = self.execute([fund])
         self.execute([Request("end_refund", refund_id, "", (funded,))])
 
+    @precondition(lambda self: self.pending())
+    @rule(data=st.data(), key=_KEYS)
+    def payer_leaves_before_the_refund(self, data: st.DataObject, key: str) -> None:
+        """A promise keeps an empty account open."""
+        refund = self.model.refunds[data.draw(st.sampled_from(self.pending()))]
+        who = (refund["payer"], refund["currency"])
+        balance = self.model.balances[who]
+        if balance:
+            self.execute([Request("withdraw", who[0], "all", (who[1], balance))])
+        self.execute([Request("close", account_id(*who), key, who)])
+
     def pending(self) -> list[str]:
         return [name for name, it in self.model.refunds.items() if it["state"] == "pending"]
 
@@ -529,6 +346,49 @@ class LedgerMachine(RuleBasedStateMachine):
 
 TestLedger = LedgerMachine.TestCase
 TestLedger.settings = settings(max_examples=80, stateful_step_count=20, deadline=None)
+
+
+@dataclass(frozen=True)
+class HalfDone:
+    """Does a bit of everything and is then refused."""
+
+    slot: int
+    idempotency: Idempotency
+    resource_type = ACCOUNTS
+
+    def other_slots(self) -> tuple[int, ...]:
+        return ()
+
+    def reads(self) -> tuple[Key, ...]:
+        return ()
+
+    def accounts(self, book: Book) -> list[Key]:
+        return [Key(ACCOUNTS, self.slot, account_id("ann", "USD"))]
+
+    def decide(self, book: Book) -> Refused:
+        payer = book.account(account_id("ann", "USD"))
+        assert payer is not None
+        fresh = book.system_account(self.slot, _UNKNOWN[Kind.ACCOUNT], Purpose.CLEARING, "USD")
+        book.change_account(payer.account_id, held=10)
+        book.change_account(payer.account_id, held=-10, promised=1)
+        book.post("posting", "transfer", [Leg(payer, -5), Leg(fresh, 5)])
+        book.tell(self.slot, _UNKNOWN[Kind.EVENT], "half.done", "", "{}")
+        return Refused(Reason.INSUFFICIENT_FUNDS, "after all")
+
+
+def test_a_refused_command_leaves_nothing_between_its_neighbours() -> None:
+    """Whatever it did to the book before it was refused is undone, and only that."""
+    slot = slot_of_user("ann")
+    stores = [MemoryStore({slot: Owner(CELL, 1)}) for _ in range(2)]
+    for store, refused in zip(stores, [[HalfDone], []], strict=True):
+        builder = Builder()
+        opened = Request("open", "ann", "k1", ("USD", "person"))
+        paid = [Request("deposit", "ann", f"k{number}", ("USD", 50)) for number in (2, 3)]
+        store.commit(CELL, [builder.build(opened)[0]])
+        group = [builder.build(request)[0] for request in paid]
+        group[1:1] = [make(slot, Idempotency("ann", "k4", "HalfDone", b"")) for make in refused]
+        assert len(store.commit(CELL, group)) == len(group)
+    assert stores[0].snapshot() == stores[1].snapshot()
 
 
 def test_the_users_of_these_tests_have_slots_of_their_own() -> None:

@@ -105,6 +105,7 @@ class TransferMachine(RuleBasedStateMachine):
         self.store = MemoryStore(owners)
         self.drivers: list[Driver] = []
         self.late: list[Ask] = []
+        self.arrived: list[Ask] = []
         self.states: dict[str, str] = {}
         self.begun: list[Transfer] = []
         self.flows: Counter[str] = Counter()
@@ -267,6 +268,7 @@ class TransferMachine(RuleBasedStateMachine):
 
     def participate(self, asks: Ask) -> Any:
         """The payee's cell takes a request, as ParticipantService does."""
+        self.arrived.append(asks)
         request = asks.content
         account, transfer_id = request.payee_account_id, request.transfer_id
         slot = slot_of_id(account)
@@ -277,9 +279,17 @@ class TransferMachine(RuleBasedStateMachine):
         else:
             command = EndBranch(slot, transfer_id, account, asks.method == "ConfirmBranch")
         try:
-            return resource_of(self.at_home(command))
+            branch = resource_of(self.at_home(command))
         except Refusal as refusal:
             return rpc_error(refusal.code, refusal)
+        # What success means to whoever asked: a late try is never told that it is promised.
+        meant = {
+            "TryBranch": {"tried", "confirmed"},
+            "ConfirmBranch": {"confirmed"},
+            "CancelBranch": {"cancelled"},
+        }
+        assert branch.state in meant[asks.method]
+        return branch
 
     def crash(self, driver: Driver) -> None:
         driver.coroutine.close()
@@ -357,7 +367,8 @@ class TransferMachine(RuleBasedStateMachine):
             assert branch in allowed[transfer.state], (transfer.state, branch)
 
     def teardown(self) -> None:
-        """Everything crashes; then recovery, with a network that works; then what was late."""
+        """Everything crashes; then recovery, with a network that works; then what was late, and
+        all that ever arrived once more."""
         for driver in list(self.drivers):
             self.crash(driver)
         for transfer in self.in_doubt():
@@ -369,7 +380,7 @@ class TransferMachine(RuleBasedStateMachine):
                 self.answer_truly(driver)
                 self.a_decision_is_made_once()
             assert not self.drivers, "recovery does not end"
-        for asks in self.late:
+        for asks in self.late + self.arrived:
             self.participate(asks)
         assert not self.in_doubt()
         self.books_hold_at_every_step()
