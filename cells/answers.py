@@ -37,6 +37,7 @@ def status_of(reason: Reason) -> grpc.StatusCode:
         case (
             Reason.ACCOUNT_CLOSED
             | Reason.ACCOUNT_NOT_EMPTY
+            | Reason.MERCHANT_STAYS_OPEN
             | Reason.ORDER_CLOSED
             | Reason.ORDER_ALREADY_PAID
             | Reason.DELIVERY_NOT_DEAD

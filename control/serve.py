@@ -68,7 +68,7 @@ async def serve(settings: ControllerSettings) -> None:
     view = View(store)
 
     def publish() -> None:
-        if view.slot_map is not None:
+        if view.slot_map is not None and view.knows_live:
             endpoints = {cell: live.address for cell, live in view.live.items()}
             xds.publish(Topology(view.slot_map, endpoints, settings.edge_listen, lua))
 
@@ -167,7 +167,7 @@ async def _run_operations(store: Store, runner: Runner, leadership: Leadership) 
 
 
 async def _announce(health_servicer: Any, view: View) -> None:
-    while view.slot_map is None:
+    while view.known() is None:
         await asyncio.sleep(0.02)
     await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
     log.info("serving")

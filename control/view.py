@@ -41,6 +41,8 @@ class View:
     preferred: SlotMap | None = None
     declared: dict[str, str] = field(default_factory=dict)
     live: dict[str, LiveCell] = field(default_factory=dict)
+    # False until the first listing: to publish before it would tell clients that all are dead.
+    knows_live: bool = False
     seen_alive: set[str] = field(default_factory=set)
     # Cell → since when (monotonic) it has had no lease.
     missing_since: dict[str, float] = field(default_factory=dict)
@@ -51,7 +53,7 @@ class View:
         return found.address if found else None
 
     def known(self) -> Known | None:
-        if self.slot_map is None or self.preferred is None:
+        if self.slot_map is None or self.preferred is None or not self.knows_live:
             return None
         return Known(self.slot_map, self.preferred, frozenset(self.declared), frozenset(self.live))
 
@@ -81,6 +83,7 @@ class View:
                 key.removeprefix(LIVE_CELLS_PREFIX): LiveCell(**json.loads(item.value))
                 for key, item in listing.items.items()
             }
+            self.knows_live = True
             self.seen_alive |= set(self.live)
             for cell in before - set(self.live):
                 log.warning("a cell lost its lease", cell=cell)

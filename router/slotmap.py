@@ -6,6 +6,7 @@ and is fenced in the database. Pure: no I/O.
 
 from __future__ import annotations
 
+import heapq
 import json
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
@@ -126,27 +127,23 @@ def plan_moves(
 ) -> list[Move]:
     """Moves that give the ranges away, spread over `targets` (cell → slots it owns already).
 
-    Each piece of a range goes whole where it can; the receivers end as even as possible. Slots
-    that a lone target owns already are left alone.
+    Each next slot counts for the least loaded receiver; a receiver's slots lie together. Slots that
+    a target owns already are left alone.
     """
     if not targets:
         raise ValueError("there is no cell to move slots to")
     giving = [
-        slot
-        for piece in give
-        for slot in piece.slots()
-        if not (len(targets) == 1 and current.at(slot).cell in targets)
+        slot for piece in give for slot in piece.slots() if current.at(slot).cell not in targets
     ]
-    loads = dict(targets)
-    level = (sum(loads.values()) + len(giving)) / len(loads)
-    shares = {cell: max(0, round(level - load)) for cell, load in loads.items()}
-    choice: list[str] = []
-    for cell in sorted(shares, key=lambda name: (loads[name], name)):
-        choice += [cell] * shares[cell]
-    if len(choice) < len(giving):
-        choice += [min(loads, key=lambda name: (loads[name], name))] * (len(giving) - len(choice))
+    heap = sorted((load, cell) for cell, load in targets.items())
+    shares = dict.fromkeys(sorted(targets), 0)
+    for _ in giving:
+        load, cell = heapq.heappop(heap)
+        shares[cell] += 1
+        heapq.heappush(heap, (load + 1, cell))
+    choice = [cell for cell, share in shares.items() for _ in range(share)]
     moves: list[Move] = []
-    for slot, target in zip(giving, choice, strict=False):
+    for slot, target in zip(giving, choice, strict=True):
         source, epoch = current.at(slot).cell, current.at(slot).epoch + 1
         last = moves[-1] if moves else None
         if last and last.last == slot - 1 and last[2:] == (source, target, epoch):

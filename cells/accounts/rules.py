@@ -10,6 +10,7 @@ from cells.accounts.tables import MERCHANTS, MOVEMENTS
 from cells.ledger.book import Book, Leg
 from cells.ledger.model import (
     MAX_BALANCE_MINOR,
+    SYSTEM_BALANCE_SOFT_MAX_MINOR,
     Accepted,
     Account,
     AccountKind,
@@ -54,6 +55,14 @@ def overflow(account: Account, amount: int) -> Refused | None:
     if account.balance + account.promised + amount <= MAX_BALANCE_MINOR:
         return None
     return Refused(Reason.BALANCE_TOO_LARGE, "the account cannot hold that much")
+
+
+def system_overflow(account: Account | None, amount: int) -> Refused | None:
+    """Whether one of Cellpay's own accounts can take the amount, which may be negative."""
+    balance = account.balance if account else 0
+    if abs(balance + amount) <= SYSTEM_BALANCE_SOFT_MAX_MINOR:
+        return None
+    return Refused(Reason.BALANCE_TOO_LARGE, "Cellpay cannot hold that much in one slot")
 
 
 def account_keys(*identifiers: str) -> list[Key]:
@@ -117,7 +126,7 @@ class CloseAccount:
         return ()
 
     def reads(self) -> Iterable[Key]:
-        return (Key(MERCHANTS, self.slot, self.account_id),)
+        return ()
 
     def accounts(self, book: Book) -> Iterable[Key]:
         return account_keys(self.account_id)
@@ -128,15 +137,17 @@ class CloseAccount:
             return Refused(Reason.ACCOUNT_NOT_FOUND, "there is no such account")
         if account.state == AccountState.CLOSED:
             return Accepted(account)
+        if account.kind == AccountKind.MERCHANT:
+            return Refused(
+                Reason.MERCHANT_STAYS_OPEN,
+                "collection accounts in any cell may owe a merchant money; his account stays open",
+            )
         if account.balance or account.held or account.promised or account.reserved:
             return Refused(
                 Reason.ACCOUNT_NOT_EMPTY,
                 "the account still holds money or promises",
                 {"balance_minor_units": str(account.balance)},
             )
-        merchant = book.get(MERCHANTS, self.account_id)
-        if merchant is not None:
-            book.put(MERCHANTS, merchant._replace(state=AccountState.CLOSED))
         return Accepted(book.put(ACCOUNTS, account._replace(state=AccountState.CLOSED)))
 
 
@@ -171,16 +182,13 @@ class MoveMoney:
         if isinstance(user, Refused):
             return user
         incoming = self.direction == Direction.IN
+        amount = self.amount if incoming else -self.amount
+        external_id = external_account_id(self.slot, self.currency)
         refused = overflow(user, self.amount) if incoming else shortage(user, self.amount)
+        refused = refused or system_overflow(book.account(external_id), -amount)
         if refused:
             return refused
-        external = book.system_account(
-            self.slot,
-            external_account_id(self.slot, self.currency),
-            Purpose.EXTERNAL,
-            self.currency,
-        )
-        amount = self.amount if incoming else -self.amount
+        external = book.system_account(self.slot, external_id, Purpose.EXTERNAL, self.currency)
         book.post(
             self.movement_id,
             "deposit" if incoming else "withdrawal",

@@ -20,6 +20,9 @@ MAX_AMOUNT_MINOR = 2**53
 # What an account may hold: far from the end of a 64-bit column.
 MAX_BALANCE_MINOR = 2**62
 NO_FLOOR_MINOR = -(2**62)
+# Where requests are refused for the sake of Cellpay's own accounts, which have no owner to refuse:
+# what is under way beyond it still fits below MAX_BALANCE_MINOR.
+SYSTEM_BALANCE_SOFT_MAX_MINOR = 2**61
 
 
 class AccountKind(StrEnum):
@@ -128,6 +131,7 @@ class Reason(StrEnum):
     EXISTS_WITH_DIFFERENT_KIND = "EXISTS_WITH_DIFFERENT_KIND"
     ACCOUNT_CLOSED = "ACCOUNT_CLOSED"
     ACCOUNT_NOT_EMPTY = "ACCOUNT_NOT_EMPTY"
+    MERCHANT_STAYS_OPEN = "MERCHANT_STAYS_OPEN"
     ORDER_CLOSED = "ORDER_CLOSED"
     ORDER_ALREADY_PAID = "ORDER_ALREADY_PAID"
     DELIVERY_NOT_DEAD = "DELIVERY_NOT_DEAD"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cells.accounts.rules import account_keys, overflow, shortage, usable
+from cells.accounts.rules import account_keys, overflow, shortage, system_overflow, usable
 from cells.ledger.book import Book, Leg
 from cells.ledger.model import (
     Accepted,
@@ -64,8 +64,10 @@ class BeginTransfer:
         return ()
 
     def accounts(self, book: Book) -> Iterable[Key]:
-        both = account_keys(self.payer_account_id, self.payee_account_id)
-        return both if book.owns(both[1].slot) else both[:1]
+        if book.owns(slot_of_id(self.payee_account_id)):
+            return account_keys(self.payer_account_id, self.payee_account_id)
+        clearing = clearing_account_id(self.slot, self.currency)
+        return account_keys(self.payer_account_id, clearing)
 
     def decide(self, book: Book) -> Outcome:
         payer = usable(book.account(self.payer_account_id), "payer", Reason.PAYER_NOT_FOUND)
@@ -74,7 +76,12 @@ class BeginTransfer:
         here = book.owns(slot_of_id(self.payee_account_id))
         payee: Account | None = None
         if here:
-            found = usable(book.account(self.payee_account_id), "payee", Reason.PAYEE_NOT_FOUND)
+            found = usable(
+                book.account(self.payee_account_id),
+                "payee",
+                Reason.PAYEE_NOT_FOUND,
+                self.currency,
+            )
             if isinstance(found, Refused):
                 return found
             payee = found
@@ -82,7 +89,7 @@ class BeginTransfer:
         amount = free if self.amount is None else self.amount
         if amount <= 0:
             return Refused(Reason.NOTHING_TO_SETTLE, "there is nothing to settle")
-        refused = shortage(payer, amount) or (overflow(payee, amount) if payee else None)
+        refused = shortage(payer, amount) or self._overflow(book, payee, amount)
         if refused:
             return refused
         transfer = Transfer(
@@ -97,6 +104,13 @@ class BeginTransfer:
         else:
             book.change_account(payer.account_id, held=amount)
         return Accepted(book.put(TRANSFERS, transfer))
+
+    def _overflow(self, book: Book, payee: Account | None, amount: int) -> Refused | None:
+        """Asked before anything is promised: a decided transfer may not fail."""
+        if payee is not None:
+            return overflow(payee, amount)
+        clearing = book.account(clearing_account_id(self.slot, self.currency))
+        return system_overflow(clearing, amount)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +213,8 @@ class TryBranch:
         return (Key(BRANCHES, self.slot, branch_id(self.payee_account_id, self.transfer_id)),)
 
     def accounts(self, book: Book) -> Iterable[Key]:
-        return account_keys(self.payee_account_id)
+        clearing = clearing_account_id(self.slot, self.currency)
+        return account_keys(self.payee_account_id, clearing)
 
     def decide(self, book: Book) -> Outcome:
         identifier = branch_id(self.payee_account_id, self.transfer_id)
@@ -217,7 +232,8 @@ class TryBranch:
         )
         if isinstance(payee, Refused):
             return payee
-        refused = overflow(payee, self.amount)
+        clearing = book.account(clearing_account_id(self.slot, self.currency))
+        refused = overflow(payee, self.amount) or system_overflow(clearing, -self.amount)
         if refused:
             return refused
         book.change_account(payee.account_id, promised=self.amount)

@@ -39,7 +39,7 @@ from cells.transfers.model import (
 from cells.transfers.rules import BeginTransfer, EndBranch, TryBranch
 from cells.transfers.tables import TRANSFERS
 from router.errors import Refusal
-from router.ids import Kind, account_id, slot_of_id
+from router.ids import Kind, account_id, collection_account_id, slot_of_id
 from router.slots import slot_of_user
 
 _STATES_OUT = {
@@ -53,11 +53,6 @@ _BRANCH_STATES_OUT = {
     BranchState.TRIED: participant_pb2.Branch.STATE_TRIED,
     BranchState.CONFIRMED: participant_pb2.Branch.STATE_CONFIRMED,
     BranchState.CANCELLED: participant_pb2.Branch.STATE_CANCELLED,
-}
-# What the payee's cell refused is what the payer's caller hears.
-_CANCELLED_AS = {
-    Reason.PAYEE_NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-    "TRY_TIMED_OUT": grpc.StatusCode.UNAVAILABLE,
 }
 
 
@@ -83,7 +78,11 @@ def _branch_message(branch: Branch) -> participant_pb2.Branch:
 def raise_when_cancelled(transfer: Transfer) -> None:
     if transfer.state in {TransferState.CANCELLING, TransferState.CANCELLED}:
         raise Refusal(
-            _CANCELLED_AS.get(transfer.cancel_reason, grpc.StatusCode.FAILED_PRECONDITION),
+            # What the payee's cell refused is what the payer's caller hears. It is final under
+            # this key, so nothing here may invite a retry.
+            grpc.StatusCode.NOT_FOUND
+            if transfer.cancel_reason == Reason.PAYEE_NOT_FOUND
+            else grpc.StatusCode.FAILED_PRECONDITION,
             transfer.cancel_reason,
             "the transfer was cancelled; the payer keeps the money",
             metadata={"transfer_id": transfer.transfer_id},
@@ -148,6 +147,9 @@ class FundingService(funding_pb2_grpc.FundingServiceServicer):
         check.done()
         slot = slot_of_user(merchant_id)
         currency = request.amount.currency
+        if collection != collection_account_id(slot_of_id(collection), merchant_id, currency):
+            check.wrong("collection_account_id", "is not this merchant's in this currency")
+            check.done()
         command = BeginTransfer(
             slot, new_id(Kind.TRANSFER, slot), new_id(Kind.EVENT, slot), TransferKind.FUNDING,
             merchant_id, merchant_id, account_id(merchant_id, currency), collection,

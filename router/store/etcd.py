@@ -1,7 +1,9 @@
 """The store on etcd 3.5, over aetcd's generated messages on a channel of our own.
 
 aetcd's client hides a lost watch behind a dead iterator; here a broken watch is simply opened
-again after a fresh listing, which is all that a level-triggered watch needs.
+again after a fresh listing, which is all that a level-triggered watch needs. Three ways in which a
+stream can stay open and yet say nothing are made to break it: a member that hangs (keep-alive
+pings), a member cut off from the others (`hasleader`), a message too large for gRPC's default.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from typing import Any
 
 import grpc
@@ -20,12 +22,19 @@ from router.store.model import Item, Lease, Listing, StoreUnavailable
 
 _TIMEOUT_S = 3.0
 _WATCH_RETRY_S = 0.2
+# A member that has lost the others ends our streams instead of keeping them open and silent.
+_REQUIRE_LEADER = (("hasleader", "true"),)
 _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 5_000),
+    # etcd closes connections that ping more often than every 5 s.
+    ("grpc.keepalive_time_ms", 6_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+    # A watch may be silent for hours; by default gRPC stops pinging after two pings.
+    ("grpc.http2.max_pings_without_data", 0),
+    # Listings of operations and audit records outgrow gRPC's default of 4 MB.
+    ("grpc.max_receive_message_length", -1),
 ]
 
 
@@ -45,14 +54,15 @@ class EtcdLease:
         return self._ttl_s
 
     async def refresh(self) -> bool:
+        call = self._stub.LeaseKeepAlive(metadata=_REQUIRE_LEADER)
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                call = self._stub.LeaseKeepAlive()
                 await call.write(rpc.LeaseKeepAliveRequest(ID=self.identifier))
                 answer = await call.read()
-                call.cancel()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError) as error:
             raise StoreUnavailable(_cause(error)) from error
+        finally:
+            call.cancel()
         if answer is grpc.aio.EOF:
             raise StoreUnavailable("the keep-alive stream ended")
         return bool(answer.TTL > 0)
@@ -73,6 +83,7 @@ class EtcdStore:
         self._kv: Any = rpc_pb2_grpc.KVStub(channel)
         self._leases: Any = rpc_pb2_grpc.LeaseStub(channel)
         self._watches: Any = rpc_pb2_grpc.WatchStub(channel)
+        self._closed = False
 
     async def get(self, key: str) -> Item | None:
         answer = await self._call(self._kv.Range, rpc.RangeRequest(key=key.encode()))
@@ -92,7 +103,8 @@ class EtcdStore:
         deletes: Iterable[str] = (),
         lease: Lease | None = None,
     ) -> int | None:
-        lease_id = lease.identifier if isinstance(lease, EtcdLease) else 0
+        assert lease is None or isinstance(lease, EtcdLease), "a lease of another store"
+        lease_id = lease.identifier if lease else 0
         operations = [
             rpc.RequestOp(
                 request_put=rpc.PutRequest(key=key.encode(), value=value.encode(), lease=lease_id)
@@ -124,19 +136,23 @@ class EtcdStore:
 
     async def watch(self, prefix: str) -> AsyncIterator[Listing]:
         while True:
-            with contextlib.suppress(StoreUnavailable):
+            try:
                 listing = await self.list(prefix)
                 yield listing
-                async for changed in self._changes(prefix, listing):
-                    yield changed
+                async with contextlib.aclosing(self._changes(prefix, listing)) as changes:
+                    async for changed in changes:
+                        yield changed
+            except StoreUnavailable:
+                if self._closed:
+                    raise
             await asyncio.sleep(random.uniform(0.5, 1.0) * _WATCH_RETRY_S)
 
-    async def _changes(self, prefix: str, listing: Listing) -> AsyncIterator[Listing]:
+    async def _changes(self, prefix: str, listing: Listing) -> AsyncGenerator[Listing, None]:
         """Listings after each change, until the stream breaks."""
         create = rpc.WatchCreateRequest(
             key=prefix.encode(), range_end=_range_end(prefix), start_revision=listing.revision + 1
         )
-        call = self._watches.Watch()
+        call = self._watches.Watch(metadata=_REQUIRE_LEADER)
         try:
             await call.write(rpc.WatchRequest(create_request=create))
             items = dict(listing.items)
@@ -158,9 +174,12 @@ class EtcdStore:
             call.cancel()
 
     async def close(self) -> None:
+        self._closed = True
         await self._channel.close(grace=None)
 
     async def _call(self, method: Any, request: Any) -> Any:
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
         try:
             return await method(request, timeout=_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:

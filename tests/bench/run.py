@@ -66,7 +66,9 @@ class Bench:
         self.figures: dict[str, Figure] = {}
         self.notes: dict[str, Any] = {}
 
-    def figure(self, name: str, unit: str, samples: list[float], value: float | None = None) -> None:
+    def figure(
+        self, name: str, unit: str, samples: list[float], value: float | None = None
+    ) -> None:
         chosen = statistics.median(samples) if value is None else value
         self.figures[name] = Figure(round(chosen, 4), unit, [round(item, 4) for item in samples])
         print(f"  {name} = {chosen:.3f} {unit}", flush=True)
@@ -263,10 +265,15 @@ class Bench:
         ]
         ordered = sorted(stalls)
         self.figure(
-            "planned_move_stall_p99_ms", "ms", stalls, ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+            "planned_move_stall_p99_ms",
+            "ms",
+            stalls,
+            ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))],
         )
         self.figure("planned_move_failed", "requests", [float(failed)])
-        self.notes["planned_moves"] = f"{_MOVES} moves of {last - first + 1} slots, {len(calls)} calls"
+        self.notes["planned_moves"] = (
+            f"{_MOVES} moves of {last - first + 1} slots, {len(calls)} calls"
+        )
 
     async def _kills(self, mesh: Mesh) -> None:
         """SIGKILL to the first answer for a user of the dead cell; the policy fails over."""

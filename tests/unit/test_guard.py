@@ -60,7 +60,9 @@ async def test_without_a_map_or_a_lease_nothing_is_let_in() -> None:
 
 async def test_publishing_a_map_names_the_gained_slots_only() -> None:
     here = guard_of("a")
-    assert here.publish(FIRST.apply([Move(1000, 1023, "b", "a", 2)])) == frozenset(range(1000, 1024))
+    assert here.publish(FIRST.apply([Move(1000, 1023, "b", "a", 2)])) == frozenset(
+        range(1000, 1024)
+    )
     assert here.publish(FIRST.apply([Move(1000, 1023, "b", "a", 2)])) == frozenset()
 
 

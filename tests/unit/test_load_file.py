@@ -14,7 +14,9 @@ HEADER = "user_id,ordered_at,merchant_id,amount,currency\n"
 
 def written(folder: Path, *rows: str) -> Path:
     path = folder / "purchases.csv"
-    path.write_bytes((HEADER + "".join(f"{row}\n" for row in rows)).encode("utf-8", "surrogateescape"))
+    path.write_bytes(
+        (HEADER + "".join(f"{row}\n" for row in rows)).encode("utf-8", "surrogateescape")
+    )
     return path
 
 

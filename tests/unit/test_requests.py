@@ -87,7 +87,15 @@ def test_a_read_mask_keeps_what_it_names_and_refuses_what_does_not_exist() -> No
         masked(order, FieldMask(paths=["colour"]))
 
 
-@given(st.lists(st.text(alphabet=st.characters(exclude_characters="\x1f", exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=3))
+@given(
+    st.lists(
+        st.text(
+            alphabet=st.characters(exclude_characters="\x1f", exclude_categories=["Cs"]), min_size=1
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
 def test_page_tokens_round_trip(values: list[str]) -> None:
     check = Checker()
     assert page_start(check, page_token(values), len(values)) == values
