@@ -1,63 +1,74 @@
-"""The store in memory: what etcd promises, in one process, for tests and for trying things out.
-
-It keeps to the same contract as `etcd.py` (tests/integration/test_store_contract.py); a property
-test that runs on it therefore says something about the store in earnest.
-"""
+"""The store in memory: for tests of what sits on top of it. One process, nothing durable."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
-import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 from router.store.model import Item, Lease, Listing, StoreUnavailable
 
-_CLOSED = "the store is closed"
-
 
 class MemoryLease:
-    def __init__(self, store: MemoryStore, identifier: int, ttl_s: int) -> None:
+    def __init__(self, store: MemoryStore, ttl_s: int) -> None:
         self._store = store
-        self.identifier = identifier
         self._ttl_s = ttl_s
+        self.alive = True
+        self.keys: set[str] = set()
+        self._task_until = 0.0
+        self._renew()
 
     @property
     def ttl_s(self) -> int:
         return self._ttl_s
 
+    def _renew(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._task_until = loop.time() + self._ttl_s
+        loop.call_later(self._ttl_s, self._expire_if_due)
+
+    def _expire_if_due(self) -> None:
+        if self.alive and asyncio.get_running_loop().time() >= self._task_until:
+            self.expire()
+
+    def expire(self) -> None:
+        self.alive = False
+        self._store.drop(self.keys)
+
     async def refresh(self) -> bool:
-        return self._store.refresh(self)
+        self._store.check()
+        if self.alive:
+            self._renew()
+        return self.alive
 
     async def revoke(self) -> None:
-        self._store.expire([self.identifier])
+        self._store.check()
+        if self.alive:
+            self.expire()
 
 
 class MemoryStore:
-    """Nothing in it awaits between a check and its effect, so each call is atomic.
+    """`available` False makes every call raise StoreUnavailable, as an etcd that is away does."""
 
-    `now_s` is the clock of leases: a test that turns it also calls `tick`.
-    """
-
-    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
-        self._now_s = now_s
+    def __init__(self) -> None:
+        self.available = True
         self._items: dict[str, Item] = {}
-        # As in etcd, the first write is revision 2.
         self._revision = 1
-        self._lease_numbers = itertools.count(1)
-        self._lease_ends: dict[int, float] = {}
-        self._lease_of_key: dict[str, int] = {}
         self._changed = asyncio.Event()
-        self._closed = False
+
+    def check(self) -> None:
+        if not self.available:
+            raise StoreUnavailable("the store is away")
 
     async def get(self, key: str) -> Item | None:
-        self.tick()
+        self.check()
         return self._items.get(key)
 
     async def list(self, prefix: str) -> Listing:
-        self.tick()
-        return self._listing(prefix)
+        self.check()
+        return Listing(
+            {key: item for key, item in self._items.items() if key.startswith(prefix)},
+            self._revision,
+        )
 
     async def commit(
         self,
@@ -67,96 +78,48 @@ class MemoryStore:
         deletes: Iterable[str] = (),
         lease: Lease | None = None,
     ) -> int | None:
-        self.tick()
-        gone = set(deletes)
-        assert not gone & set(puts), "etcd refuses to put and delete a key in one commit"
-        lease_id = self._identifier(lease)
-        if any(self._revision_of(key) != revision for key, revision in expect.items()):
-            return None
-        if lease_id and lease_id not in self._lease_ends:
+        self.check()
+        for key, revision in expect.items():
+            item = self._items.get(key)
+            if (item.revision if item else 0) != revision:
+                return None
+        if lease is not None and not (isinstance(lease, MemoryLease) and lease.alive):
             raise StoreUnavailable("the lease has expired")
-        if not puts and not gone & set(self._items):
-            return self._revision
         self._revision += 1
         for key, value in puts.items():
             self._items[key] = Item(key, value, self._revision)
-            self._lease_of_key[key] = lease_id
-        for key in gone:
+            if isinstance(lease, MemoryLease):
+                lease.keys.add(key)
+        for key in deletes:
             self._items.pop(key, None)
-            self._lease_of_key.pop(key, None)
         self._wake()
         return self._revision
 
-    async def lease(self, ttl_s: int) -> MemoryLease:
-        self.tick()
-        lease = MemoryLease(self, next(self._lease_numbers), ttl_s)
-        self._lease_ends[lease.identifier] = self._now_s() + ttl_s
-        return lease
-
-    async def watch(self, prefix: str) -> AsyncIterator[Listing]:
-        shown: Mapping[str, Item] | None = None
-        while True:
-            # Taken before reading: a change made while the consumer works is not missed.
-            changed = self._changed
-            self.tick()
-            listing = self._listing(prefix)
-            if listing.items != shown:
-                shown = listing.items
-                yield listing
-                continue
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._until_next_end_s()):
-                    await changed.wait()
-
-    async def close(self) -> None:
-        self._closed = True
-        self._wake()
-
-    def refresh(self, lease: MemoryLease) -> bool:
-        self.tick()
-        if lease.identifier not in self._lease_ends:
-            return False
-        self._lease_ends[lease.identifier] = self._now_s() + lease.ttl_s
-        return True
-
-    def tick(self) -> None:
-        """Lets leases run out whose time has come. Raises StoreUnavailable once closed."""
-        if self._closed:
-            raise StoreUnavailable(_CLOSED)
-        now_s = self._now_s()
-        self.expire([lease for lease, end_s in self._lease_ends.items() if end_s <= now_s])
-
-    def expire(self, leases: Iterable[int]) -> None:
-        """Ends the leases and takes their keys away, as one change."""
-        ended = {lease for lease in leases if self._lease_ends.pop(lease, None) is not None}
-        keys = [key for key, lease in self._lease_of_key.items() if lease in ended]
-        if not keys:
-            return
+    def drop(self, keys: Iterable[str]) -> None:
         self._revision += 1
         for key in keys:
-            del self._items[key]
-            del self._lease_of_key[key]
+            self._items.pop(key, None)
         self._wake()
-
-    def _identifier(self, lease: Lease | None) -> int:
-        if lease is None:
-            return 0
-        assert isinstance(lease, MemoryLease), "a lease of another store"
-        return lease.identifier
-
-    def _revision_of(self, key: str) -> int:
-        item = self._items.get(key)
-        return item.revision if item else 0
-
-    def _listing(self, prefix: str) -> Listing:
-        found = {key: self._items[key] for key in sorted(self._items) if key.startswith(prefix)}
-        return Listing(found, self._revision)
-
-    def _until_next_end_s(self) -> float | None:
-        if not self._lease_ends:
-            return None
-        return max(0.0, min(self._lease_ends.values()) - self._now_s())
 
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+    async def lease(self, ttl_s: int) -> MemoryLease:
+        self.check()
+        return MemoryLease(self, ttl_s)
+
+    async def watch(self, prefix: str) -> AsyncIterator[Listing]:
+        seen: Mapping[str, Item] | None = None
+        while True:
+            changed = self._changed
+            if self.available:
+                listing = await self.list(prefix)
+                if listing.items != seen:
+                    seen = listing.items
+                    yield listing
+                    continue
+            await changed.wait()
+
+    async def close(self) -> None:
+        """Nothing is open."""

@@ -90,6 +90,8 @@ class Model:
     def _close(self, scope: str, new_id: str, user: str, currency: str) -> bool:
         if (user, currency) not in self.kinds:
             return False
+        if (user, currency) not in self.closed and self.kinds[user, currency] == "merchant":
+            return False
         if self.balances[user, currency] or self._promised(user, currency):
             return False
         self.closed.add((user, currency))

@@ -10,14 +10,13 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cells.accounts.model import Direction
 from cells.accounts.rules import CloseAccount, MoveMoney, OpenAccount
-from cells.ledger.book import Book, Leg, MoneyBroken
+from cells.ledger.book import Book, Leg
 from cells.ledger.model import (
     MAX_AMOUNT_MINOR,
     SYSTEM_BALANCE_SOFT_MAX_MINOR,

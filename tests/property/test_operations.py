@@ -1,0 +1,204 @@
+"""Operations under crashes: whatever is interrupted, any controller brings it to its end.
+
+The runner and the plans are the real ones, over the store in memory and a double of the database's
+fence. The model is the design's: one owner a slot at an epoch, epochs only grow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from control.fencing import FenceConflict
+from control.operations.model import ENDED, Operation, OperationKind, Step
+from control.operations.runner import Runner
+from control.operations.service import start_operation
+from control.operations.steps import Known, Wish
+from router.errors import Refusal
+from router.slotmap import Move, SlotMap
+from router.slots import SLOT_COUNT, SlotRange
+from router.store.memory import MemoryStore
+from router.store.model import (
+    OPERATIONS_PREFIX,
+    PREFERRED_SLOT_MAP_KEY,
+    RUNNING_OPERATION_KEY,
+    SLOT_MAP_KEY,
+)
+
+CELLS = ("a", "b", "c")
+FIRST = SlotMap.even(CELLS)
+
+
+class Crash(Exception):
+    """The controller dies here."""
+
+
+class FenceDouble:
+    """The database: remembers every owner of every slot by epoch, and refuses a second one."""
+
+    def __init__(self) -> None:
+        self.owners = {slot: (FIRST.at(slot).cell, 1) for slot in range(SLOT_COUNT)}
+        self.ever = {(slot, 1): owner for slot, (owner, _) in self.owners.items()}
+
+    async def assign(self, moves: Sequence[Move], operation_id: str) -> None:
+        for move in moves:
+            for slot in range(move.first, move.last + 1):
+                owner, epoch = self.owners[slot]
+                if (owner, epoch) == (move.target, move.epoch):
+                    continue
+                if owner != move.source or epoch >= move.epoch:
+                    raise FenceConflict(str(move))
+                assert (slot, move.epoch) not in self.ever, "two owners at one epoch"
+                self.ever[(slot, move.epoch)] = move.target
+                self.owners[slot] = (move.target, move.epoch)
+
+
+class Calls:
+    """Cells that answer, or not."""
+
+    def __init__(self, silent: frozenset[str]) -> None:
+        self._silent = silent
+
+    async def drain(self, cell: str, ranges: Sequence[SlotRange]) -> str:
+        return f"{cell} is dead" if cell in self._silent else f"{cell} drained"
+
+    async def recover(self, cell: str, ranges: Sequence[SlotRange]) -> int | None:
+        return 0
+
+
+class CrashingRunner(Runner):
+    """Dies before or after its n-th step's effect has been recorded, or not recorded."""
+
+    def __init__(self, store: MemoryStore, fence: FenceDouble, calls: Calls, life: int) -> None:
+        super().__init__(store, fence, calls, now_ms=lambda: 0)
+        self._life = life
+
+    async def _record(self, operation: Operation, item: object, step: Step, note: str = "") -> None:
+        self._tick()
+        await super()._record(operation, item, step, note)  # type: ignore[arg-type]
+        self._tick()
+
+    async def _publish(self, operation: Operation, item: object) -> None:
+        self._tick()
+        await super()._publish(operation, item)  # type: ignore[arg-type]
+        self._tick()
+
+    def _tick(self) -> None:
+        self._life -= 1
+        if self._life == 0:
+            raise Crash
+
+
+wishes = st.one_of(
+    st.builds(Wish, st.just(OperationKind.FAILOVER), st.sampled_from(CELLS)),
+    st.builds(Wish, st.just(OperationKind.DRAIN), st.sampled_from(CELLS)),
+    st.builds(Wish, st.just(OperationKind.RESTORE), st.sampled_from(CELLS)),
+    st.builds(
+        lambda first, size, target: Wish(
+            OperationKind.MOVE, "", target, SlotRange(first, min(first + size, SLOT_COUNT - 1))
+        ),
+        st.integers(0, SLOT_COUNT - 1),
+        st.integers(0, 300),
+        st.sampled_from(CELLS),
+    ),
+)
+
+
+async def current(store: MemoryStore) -> tuple[SlotMap, int]:
+    item = await store.get(SLOT_MAP_KEY)
+    assert item is not None
+    return SlotMap.from_json(item.value), item.revision
+
+
+async def one_operation(
+    store: MemoryStore, fence: FenceDouble, wish: Wish, lives: list[int], *, two_at_once: bool
+) -> None:
+    slot_map, revision = await current(store)
+    known = Known(slot_map, FIRST, frozenset(CELLS), frozenset(CELLS))
+    try:
+        operation = await start_operation(store, known, revision, wish, "me", "a property")
+    except Refusal:
+        return
+    calls = Calls(frozenset({wish.cell}))
+    for life in lives:
+        try:
+            await CrashingRunner(store, fence, calls, life).run(operation.operation_id)
+        except Crash:
+            item = await store.get(OPERATIONS_PREFIX + operation.operation_id)
+            assert item is not None
+            if Operation.from_json(item.value).step not in ENDED:
+                assert await store.get(RUNNING_OPERATION_KEY) is not None
+    runners = [Runner(store, fence, calls, now_ms=lambda: 0) for _ in range(1 + two_at_once)]
+    ended = await asyncio.gather(*(runner.run(operation.operation_id) for runner in runners))
+    assert all(found is not None and found.step == Step.DONE for found in ended)
+
+
+async def story(plans: list[tuple[Wish, list[int], bool]]) -> None:
+    store, fence = MemoryStore(), FenceDouble()
+    text = FIRST.to_json()
+    await store.commit(expect={}, puts={SLOT_MAP_KEY: text, PREFERRED_SLOT_MAP_KEY: text})
+    for wish, lives, two_at_once in plans:
+        before, _ = await current(store)
+        await one_operation(store, fence, wish, lives, two_at_once=two_at_once)
+        after, _ = await current(store)
+        assert await store.get(RUNNING_OPERATION_KEY) is None
+        for slot in range(SLOT_COUNT):
+            owned = after.at(slot)
+            assert fence.owners[slot] == (owned.cell, owned.epoch)
+            assert owned.epoch >= before.at(slot).epoch
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.tuples(wishes, st.lists(st.integers(1, 9), max_size=4), st.booleans()),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_an_interrupted_operation_is_finished_by_whoever_comes_next(
+    plans: list[tuple[Wish, list[int], bool]],
+) -> None:
+    asyncio.run(story(plans))
+
+
+def test_a_second_operation_is_refused_while_one_runs() -> None:
+    async def run() -> None:
+        store = MemoryStore()
+        text = FIRST.to_json()
+        await store.commit(expect={}, puts={SLOT_MAP_KEY: text})
+        known = Known(FIRST, FIRST, frozenset(CELLS), frozenset(CELLS))
+        _, revision = await current(store)
+        wish = Wish(OperationKind.DRAIN, "a")
+        first = await start_operation(store, known, revision, wish, "me", "first")
+        try:
+            await start_operation(store, known, revision, wish, "me", "second")
+        except Refusal as refusal:
+            assert refusal.reason == "OPERATION_IN_PROGRESS"
+            assert refusal.metadata == {"operation_id": first.operation_id}
+        else:
+            raise AssertionError("the second was taken")
+
+    asyncio.run(run())
+
+
+def test_a_plan_that_the_database_contradicts_fails_and_changes_nothing() -> None:
+    async def run() -> None:
+        store, fence = MemoryStore(), FenceDouble()
+        await store.commit(expect={}, puts={SLOT_MAP_KEY: FIRST.to_json()})
+        known = Known(FIRST, FIRST, frozenset(CELLS), frozenset(CELLS))
+        _, revision = await current(store)
+        wish = Wish(OperationKind.MOVE, "", "b", SlotRange(0, 3))
+        operation = await start_operation(store, known, revision, wish, "me", "why")
+        fence.owners[2] = ("c", 7)
+        ended = await Runner(store, fence, Calls(frozenset())).run(operation.operation_id)
+        assert ended is not None
+        assert ended.step == Step.FAILED
+        assert (await current(store))[0] == FIRST
+        assert fence.owners[0] == ("a", 1) or fence.owners[0] == ("b", 2)
+        assert await store.get(RUNNING_OPERATION_KEY) is None
+
+    asyncio.run(run())
