@@ -133,7 +133,8 @@ def masked(message: M, mask: FieldMask) -> M:
     """Only the fields that the caller asked for (AIP-157); all when it named none."""
     if not mask.paths:
         return message
-    if not mask.IsValidForDescriptor(message.DESCRIPTOR):
+    descriptor: Any = message.DESCRIPTOR
+    if not mask.IsValidForDescriptor(descriptor):
         raise bad_request([Violation("read_mask", "names a field that does not exist")])
     kept = type(message)()
     mask.MergeMessage(message, kept)

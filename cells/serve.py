@@ -29,7 +29,6 @@ from cells.accounts.service import AccountsService
 from cells.cell_service import CellService
 from cells.database import make_engine
 from cells.ledger.worker import Lanes
-from router.logs import configure_logs
 from cells.membership import Membership
 from cells.notifications.service import NotificationsService
 from cells.orders.service import OrdersService
@@ -43,6 +42,7 @@ from cells.transfers.service import FundingService, ParticipantService, Transfer
 from cells.transfers.worker import Recovery
 from router.client import CallPolicy, TlsFiles, connect
 from router.guard import GuardedServer, SlotsHere
+from router.logs import configure_logs
 from router.store.etcd import connect_etcd
 
 log = structlog.get_logger(__name__)
@@ -62,7 +62,7 @@ _CALLERS = {
 _GRACE_S = 2.0
 
 
-async def serve(settings: CellSettings) -> None:
+async def serve(settings: CellSettings) -> None:  # noqa: PLR0915
     """Runs the cell until SIGTERM; raises when it must stop (a broken money invariant)."""
     tls = TlsFiles(settings.tls.ca, settings.tls.certificate, settings.tls.key)
     here = SlotsHere(settings.cell)
@@ -110,6 +110,7 @@ async def serve(settings: CellSettings) -> None:
         cell_pb2_grpc.add_CellServiceServicer_to_server(CellService(here, recovery), guarded)
         _add_standard_services(server, health_servicer)
         server.add_secure_port(settings.listen, tls.server_credentials())
+        # Slots that came here: what is in doubt there has lost its driver.
         gains: asyncio.Queue[frozenset[int]] = asyncio.Queue()
         membership = Membership(
             store,

@@ -19,7 +19,7 @@ class TlsSettings:
 class LaneSettings:
     # Groups that may commit at once. Two keep the processor busy while a commit waits for the disk.
     count: int = 2
-    # Rows a statement: past some hundreds a group adds latency and no throughput (docs/performance.md).
+    # Commands a group: past some hundreds it adds latency and no throughput.
     batch_size_max: int = 256
     # While commands keep coming, a group grows for so long at the most; a lone one does not wait.
     gather_max_s: float = 0.004

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import structlog
 from sqlalchemy import text
@@ -140,8 +140,8 @@ async def _assign(connection: AsyncConnection, moves: Sequence[Move], operation_
         await connection.execute(_RECORD, {**columns, "operation_id": operation_id})
 
 
-def _columns(rows: object) -> dict[str, object]:
-    slots, owners, epochs = zip(*rows, strict=True)  # type: ignore[call-overload]
+def _columns(rows: Iterable[tuple[int, str, int]]) -> dict[str, object]:
+    slots, owners, epochs = zip(*rows, strict=True)
     return {"slots": list(slots), "owners": list(owners), "epochs": list(epochs)}
 
 

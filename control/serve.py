@@ -17,12 +17,12 @@ from typing import Any
 import grpc
 import structlog
 import uvloop
+from cellpay.control.v1 import control_pb2_grpc
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from sqlalchemy.exc import DBAPIError
 
-from cellpay.control.v1 import control_pb2_grpc
 from control.fencing import Fence, make_fence_engine
 from control.health import Watchman
 from control.leader import Leadership

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from cellpay.control.v1 import control_pb2 as pb
 from cellpay.control.v1 import control_pb2_grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from control.audit import audit_put, audit_record, list_audit, record_denial
 from control.health import automatic_failover_is_on
 from control.operations.model import Operation, OperationKind

@@ -1,4 +1,4 @@
-"""The slot map in the store: read with its revision, changed only by compare-and-set (pitfall 7)."""
+"""The slot map in the store: read with its revision, changed by compare-and-set (pitfall 7)."""
 
 from __future__ import annotations
 

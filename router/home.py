@@ -52,7 +52,7 @@ def slot_finder(request_type: Any) -> SlotFinder | None:
 def home_field(request_type: Any) -> str | None:
     for field in request_type.fields:
         if field.GetOptions().HasExtension(routing_pb2.home):
-            return field.name
+            return str(field.name)
     return None
 
 

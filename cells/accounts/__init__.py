@@ -1,1 +1,1 @@
-"""Accounts: open, close, read; deposits and withdrawals, the recorded ways for money to come and go."""
+"""Accounts: open, close, read; deposits and withdrawals, the recorded ways for money to move."""

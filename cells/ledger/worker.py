@@ -196,7 +196,7 @@ def _unexpired(group: list[_Pending]) -> list[_Pending]:
                 Refusal(
                     grpc.StatusCode.UNAVAILABLE,
                     "OUTCOME_UNKNOWN",
-                    "the database is away; retry with the same idempotency key to learn the outcome",
+                    "the database is away; retry with the same key to learn the outcome",
                     retry_after_ms=500,
                 )
             )

@@ -1,4 +1,4 @@
-"""python -m cells.migrations upgrade DATABASE_URL   |   sql DATABASE_URL   |   current DATABASE_URL"""
+"""python -m cells.migrations upgrade|sql|current DATABASE_URL"""
 
 from __future__ import annotations
 

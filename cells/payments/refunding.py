@@ -31,7 +31,7 @@ class Refunding:
         self._call_timeout_s = call_timeout_s
 
     async def advance(self, refund: Refund) -> Refund:
-        """The refund as far as it can be driven now; still pending when the mesh does not answer."""
+        """The refund as far as it goes now; still pending when the mesh does not answer."""
         if refund.state != RefundState.PENDING:
             return refund
         event = await self._fund(refund)

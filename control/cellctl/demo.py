@@ -185,7 +185,7 @@ class _Demo:
                 story.killed_at = time.monotonic()
         story.tell(
             f"[bold red]SIGKILL: cell {_VICTIM} of region-{_VICTIM} is dead[/bold red] "
-            f"({loader.report.paid:,} payments done, {len(story.victim_slots)} slots without a home)"
+            f"({loader.report.paid:,} payments done, {len(story.victim_slots)} slots homeless)"
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_failover(control))
@@ -198,7 +198,7 @@ class _Demo:
         return [next(mine) for _ in range(_PROBES)]
 
     async def _probe(self, mesh: Mesh, user_id: str) -> None:
-        """A user of the dead cell who wants an account now: how long does the SDK keep him waiting?"""
+        """A user of the dead cell wants an account now: how long does the SDK keep him waiting?"""
         await mesh.accounts.OpenAccount(
             accounts_pb2.OpenAccountRequest(user_id=user_id, currency=_CURRENCY)
         )

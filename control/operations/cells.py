@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import grpc
-
 from cellpay.cell.v1 import cell_pb2, cell_pb2_grpc
+
 from router.client.tls import TlsFiles
 from router.slots import SlotRange
 

@@ -84,7 +84,7 @@ class Runner:
                 await asyncio.sleep(_STORE_RETRY_S)
 
     async def step(self, operation: Operation, item: Item) -> None:
-        """One step: do it, then record it. Raises StoreUnavailable when it may have to be redone."""
+        """One step: do it, then record it. StoreUnavailable means it may have to be redone."""
         actions: dict[Action, Callable[[Operation, Item], Awaitable[None]]] = {
             Action.DRAIN: self._drain,
             Action.FENCE: self._fence_slots,

@@ -101,7 +101,7 @@ def _moves(wish: Wish, known: Known) -> tuple[Move, ...] | NoPlan:
     if wish.kind == OperationKind.RESTORE:
         wanted = known.preferred.slots_of(wish.cell) - known.slot_map.slots_of(wish.cell)
         give = list(ranges_of(wanted))
-        targets = {wish.cell: 0}
+        targets: Mapping[str, int] = {wish.cell: 0}
     elif wish.kind == OperationKind.MOVE:
         give = [wish.slots] if wish.slots else []
         targets = {wish.target: 0}

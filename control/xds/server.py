@@ -69,7 +69,7 @@ class _Stream:
     last_nack: str = ""
 
 
-class XdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
+class XdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]
     """Serves the latest topology to every subscriber."""
 
     def __init__(self) -> None:

@@ -18,6 +18,7 @@ from cellpay.money.v1.money_pb2 import Money
 from cellpay.orders.v1 import orders_pb2
 from cellpay.payments.v1 import payments_pb2
 from cellpay.transfers.v1 import transfers_pb2
+
 from router.client import TlsFiles
 from tests.bench.lean import Connection, Result
 

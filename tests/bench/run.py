@@ -1,4 +1,4 @@
-"""`make bench`: figures of one run on one machine, side by side, written to bench/results/latest.json.
+"""`make bench`: figures of one run on one machine, side by side → bench/results/latest.json.
 
 Everything that the product does is on: mTLS, fsync, the fence, idempotency, the outbox and its
 relays. pgbench's TPC-B runs on the same PostgreSQL server before and after, with as many
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-
 from cellpay.accounts.v1 import accounts_pb2
 from cellpay.control.v1 import control_pb2 as pb
 from cellpay.money.v1.money_pb2 import Money
+
 from control.cellctl.main import verify_mesh
 from control.cellctl.session import Session
 from control.cellctl.show import table

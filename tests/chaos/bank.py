@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-
 from cellpay.accounts.v1 import accounts_pb2
 from cellpay.money.v1.money_pb2 import Money
 from cellpay.orders.v1 import orders_pb2
 from cellpay.payments.v1 import payments_pb2
 from cellpay.transfers.v1 import transfers_pb2
+
 from router.client import Mesh
 from router.errors import Refusal, details_of
 

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-
 from cellpay.control.v1 import control_pb2 as pb
+
 from cells.verification.auditor import audit
 from cells.verification.model import Report, lines
 from control.cellctl.session import Session

@@ -1,4 +1,4 @@
-"""What callers hear: good requests work, bad ones get a clear status with details, nothing is lost."""
+"""What callers hear: good requests work, bad ones get a clear status with details."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 import grpc
 import pytest
-
 from cellpay.accounts.v1 import accounts_pb2, accounts_pb2_grpc
 from cellpay.money.v1.money_pb2 import Money
 from cellpay.orders.v1 import orders_pb2
 from cellpay.payments.v1 import payments_pb2
 from cellpay.transfers.v1 import participant_pb2, transfers_pb2
-from control.cellctl.session import Session
 from google.protobuf.field_mask_pb2 import FieldMask
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from control.cellctl.session import Session
 from router.client import CallPolicy, Mesh, connect_direct
 from router.errors import Refusal, details_of
 from router.ids import account_id
@@ -201,9 +201,7 @@ async def test_a_closed_account_takes_no_part_in_anything(mesh: Mesh) -> None:
     await mesh.accounts.CloseAccount(close)
     deposit = accounts_pb2.DepositRequest(user_id=user_id, amount=usd(5))
     await refused(mesh.accounts.Deposit(deposit), PRECONDITION, "ACCOUNT_CLOSED")
-    transfer = transfers_pb2.CreateTransferRequest(
-        payer_id=other, payee_id=user_id, amount=usd(1)
-    )
+    transfer = transfers_pb2.CreateTransferRequest(payer_id=other, payee_id=user_id, amount=usd(1))
     await refused(mesh.transfers.CreateTransfer(transfer), PRECONDITION, "ACCOUNT_CLOSED")
     assert await available(mesh, other) == 100
     reopen = accounts_pb2.OpenAccountRequest(user_id=user_id, currency="USD")
@@ -257,7 +255,8 @@ async def raw(session: Session, cell: str, path: str, data: bytes) -> bytes:
     credentials = session.tls("client").channel_credentials()
     address = session.state.address(f"cell-{cell}")
     async with grpc.aio.secure_channel(address, credentials) as channel:
-        answer: bytes = await channel.unary_unary(path, None, None)(data, timeout=5)
+        call: Any = channel.unary_unary(path, None, None)
+        answer: bytes = await call(data, timeout=5)
         return answer
 
 
@@ -410,7 +409,8 @@ async def test_every_server_answers_health_reflection_and_channelz(
     from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 
     credentials = session.tls("client").channel_credentials()
-    async with grpc.aio.secure_channel(session.state.address(name), credentials) as channel:
+    async with grpc.aio.secure_channel(session.state.address(name), credentials) as opened:
+        channel: Any = opened
         health: Any = health_pb2_grpc.HealthStub(channel)
         answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING

@@ -32,9 +32,7 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
 
 
 @pytest_asyncio.fixture(params=["memory", "etcd"])
-async def store(
-    request: pytest.FixtureRequest, etcd: tuple[Path, str]
-) -> AsyncIterator[Store]:
+async def store(request: pytest.FixtureRequest, etcd: tuple[Path, str]) -> AsyncIterator[Store]:
     made: Store = MemoryStore() if request.param == "memory" else connect_etcd(etcd[1])
     for key in (await made.list("/t/")).items:
         await made.commit(expect={}, puts={}, deletes=[key])

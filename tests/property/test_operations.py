@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -174,13 +175,10 @@ def test_a_second_operation_is_refused_while_one_runs() -> None:
         _, revision = await current(store)
         wish = Wish(OperationKind.DRAIN, "a")
         first = await start_operation(store, known, revision, wish, "me", "first")
-        try:
+        with pytest.raises(Refusal) as caught:
             await start_operation(store, known, revision, wish, "me", "second")
-        except Refusal as refusal:
-            assert refusal.reason == "OPERATION_IN_PROGRESS"
-            assert refusal.metadata == {"operation_id": first.operation_id}
-        else:
-            raise AssertionError("the second was taken")
+        assert caught.value.reason == "OPERATION_IN_PROGRESS"
+        assert caught.value.metadata == {"operation_id": first.operation_id}
 
     asyncio.run(run())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from sqlalchemy.dialects import registry
@@ -22,12 +23,23 @@ from cells.orders.tables import ORDERS
 from cells.payments.tables import PAYMENTS, REFUNDS
 from cells.transfers.tables import BRANCHES, TRANSFERS
 
-ALL = [ACCOUNTS, ENTRIES, IDEMPOTENCY, OUTBOX, MERCHANTS, MOVEMENTS, ORDERS, PAYMENTS, REFUNDS,
-       TRANSFERS, BRANCHES]  # fmt: skip
+ALL: list[RecordType[Any]] = [
+    ACCOUNTS,
+    ENTRIES,
+    IDEMPOTENCY,
+    OUTBOX,
+    MERCHANTS,
+    MOVEMENTS,
+    ORDERS,
+    PAYMENTS,
+    REFUNDS,
+    TRANSFERS,
+    BRANCHES,
+]
 NAMES = ("postgresql.asyncpg", "cockroachdb.asyncpg")
 
 
-def dialects() -> list[object]:
+def dialects() -> list[Any]:
     return [registry.load(name)() for name in NAMES]
 
 
@@ -42,7 +54,7 @@ def migration_sql(scheme: str) -> str:
 
 
 @pytest.mark.parametrize("record", ALL, ids=lambda record: record.name)
-def test_loads_and_writes_compile_alike_for_both(record: RecordType) -> None:
+def test_loads_and_writes_compile_alike_for_both(record: RecordType[Any]) -> None:
     statements = [load_statement(record)]
     for fresh, stale in ((True, False), (False, True), (True, True)):
         statements.append(write_statement((Write(record, fresh, stale),)))

@@ -1,16 +1,16 @@
-"""Reading requests: every wrong field is named, keys are scoped, masks and pages follow the AIPs."""
+"""Reading requests: every wrong field is named, keys are scoped, masks and pages are AIP."""
 
 from __future__ import annotations
 
 import pytest
-from google.protobuf.field_mask_pb2 import FieldMask
-from hypothesis import given
-from hypothesis import strategies as st
-
 from cellpay.accounts.v1 import accounts_pb2
 from cellpay.money.v1.money_pb2 import Money
 from cellpay.orders.v1 import orders_pb2
 from cellpay.payments.v1 import payments_pb2
+from google.protobuf.field_mask_pb2 import FieldMask
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cells.requests import Checker, idempotency_of, masked, page_start, page_token
 from router.errors import Refusal
 from router.home import find_method, slot_finder
