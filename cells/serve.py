@@ -6,9 +6,11 @@ python -m cells.serve SETTINGS.json
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,9 @@ from router.store.etcd import connect_etcd
 log = structlog.get_logger(__name__)
 
 _OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.so_reuseport", 0),
+    # A grpc.aio server accepts one call in a turn of the event loop, however many wait. Several
+    # servers on one port accept as many, so that groups can grow (docs/performance.md).
+    ("grpc.so_reuseport", 1),
     ("grpc.max_receive_message_length", 1024 * 1024),
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.max_concurrent_streams", 4096),
@@ -62,7 +66,7 @@ _CALLERS = {
 _GRACE_S = 2.0
 
 
-async def serve(settings: CellSettings) -> None:  # noqa: PLR0915
+async def serve(settings: CellSettings) -> None:
     """Runs the cell until SIGTERM; raises when it must stop (a broken money invariant)."""
     tls = TlsFiles(settings.tls.ca, settings.tls.certificate, settings.tls.key)
     here = SlotsHere(settings.cell)
@@ -86,30 +90,11 @@ async def serve(settings: CellSettings) -> None:  # noqa: PLR0915
         refunding = Refunding(lanes, mesh, settings.transfers.branch_call_timeout_s)
         recovery = Recovery(read_engine, here, coordinator, refunding, settings.transfers)
         settlement = Settlement(lanes, read_engine, here, coordinator, settings.settlement)
-        server = grpc.aio.server(options=_OPTIONS)
         health_servicer = health.aio.HealthServicer()
-        guarded: Any = GuardedServer(server, here, _CALLERS)
-        payments = PaymentsService(lanes, read_engine, refunding)
-        transfers = TransfersService(lanes, read_engine, coordinator)
-        notifications = NotificationsService(lanes, read_engine, allow_private=settings.development)
-        accounts_pb2_grpc.add_AccountsServiceServicer_to_server(
-            AccountsService(lanes, read_engine), guarded
-        )
-        orders_pb2_grpc.add_OrdersServiceServicer_to_server(
-            OrdersService(lanes, read_engine), guarded
-        )
-        payments_pb2_grpc.add_PaymentsServiceServicer_to_server(payments, guarded)
-        transfers_pb2_grpc.add_TransfersServiceServicer_to_server(transfers, guarded)
-        participant_pb2_grpc.add_ParticipantServiceServicer_to_server(
-            ParticipantService(lanes), guarded
-        )
-        funding_pb2_grpc.add_FundingServiceServicer_to_server(
-            FundingService(lanes, coordinator), guarded
-        )
-        notifications_pb2_grpc.add_NotificationsServiceServicer_to_server(notifications, guarded)
-        cell_pb2_grpc.add_CellServiceServicer_to_server(CellService(here, recovery), guarded)
-        _add_standard_services(server, health_servicer)
-        server.add_secure_port(settings.listen, tls.server_credentials())
+        services = _services(lanes, read_engine, here, coordinator, refunding, recovery, settings)
+        servers = [
+            _server(settings, tls, here, health_servicer, services) for _ in range(settings.servers)
+        ]
         # Slots that came here: what is in doubt there has lost its driver.
         gains: asyncio.Queue[frozenset[int]] = asyncio.Queue()
         membership = Membership(
@@ -121,7 +106,8 @@ async def serve(settings: CellSettings) -> None:  # noqa: PLR0915
             lease_ttl_s=settings.lease_ttl_s,
             on_gain=gains.put_nowait,
         )
-        await server.start()
+        for server in servers:
+            await server.start()
         try:
             async with asyncio.TaskGroup() as group:
                 for runner in lanes.runners():
@@ -132,14 +118,69 @@ async def serve(settings: CellSettings) -> None:  # noqa: PLR0915
                 group.create_task(recovery.run())
                 group.create_task(settlement.run())
                 group.create_task(_announce(health_servicer, here))
-                group.create_task(_until_terminated(server, membership, health_servicer))
+                group.create_task(_until_terminated(servers, membership, health_servicer))
         except* _Terminated:
             log.info("the cell stops")
         finally:
-            await server.stop(None)
+            for server in servers:
+                await server.stop(None)
             await store.close()
             await lane_engine.dispose()
             await read_engine.dispose()
+
+
+def _services(
+    lanes: Lanes,
+    engine: ReadEngine,
+    here: SlotsHere,
+    coordinator: Coordinator,
+    refunding: Refunding,
+    recovery: Recovery,
+    settings: CellSettings,
+) -> list[tuple[Callable[..., None], Any]]:
+    """Each service with the generated function that adds it to a server."""
+    notifications = NotificationsService(lanes, engine, allow_private=settings.development)
+    return [
+        (
+            accounts_pb2_grpc.add_AccountsServiceServicer_to_server,
+            AccountsService(lanes, engine),
+        ),
+        (orders_pb2_grpc.add_OrdersServiceServicer_to_server, OrdersService(lanes, engine)),
+        (
+            payments_pb2_grpc.add_PaymentsServiceServicer_to_server,
+            PaymentsService(lanes, engine, refunding),
+        ),
+        (
+            transfers_pb2_grpc.add_TransfersServiceServicer_to_server,
+            TransfersService(lanes, engine, coordinator),
+        ),
+        (
+            participant_pb2_grpc.add_ParticipantServiceServicer_to_server,
+            ParticipantService(lanes),
+        ),
+        (
+            funding_pb2_grpc.add_FundingServiceServicer_to_server,
+            FundingService(lanes, coordinator),
+        ),
+        (notifications_pb2_grpc.add_NotificationsServiceServicer_to_server, notifications),
+        (cell_pb2_grpc.add_CellServiceServicer_to_server, CellService(here, recovery)),
+    ]
+
+
+def _server(
+    settings: CellSettings,
+    tls: TlsFiles,
+    here: SlotsHere,
+    health_servicer: Any,
+    services: list[tuple[Callable[..., None], Any]],
+) -> grpc.aio.Server:
+    server = grpc.aio.server(options=_OPTIONS)
+    guarded = GuardedServer(server, here, _CALLERS)
+    for add, service in services:
+        add(service, guarded)
+    _add_standard_services(server, health_servicer)
+    server.add_secure_port(settings.listen, tls.server_credentials())
+    return server
 
 
 class _Terminated(Exception):
@@ -147,7 +188,7 @@ class _Terminated(Exception):
 
 
 async def _until_terminated(
-    server: grpc.aio.Server, membership: Membership, health_servicer: Any
+    servers: list[grpc.aio.Server], membership: Membership, health_servicer: Any
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -155,7 +196,9 @@ async def _until_terminated(
         loop.add_signal_handler(number, stop.set)
     await stop.wait()
     await health_servicer.enter_graceful_shutdown()
-    await server.stop(_GRACE_S)
+    async with asyncio.TaskGroup() as group:
+        for server in servers:
+            group.create_task(server.stop(_GRACE_S))
     await membership.leave()
     raise _Terminated
 
@@ -206,6 +249,11 @@ def main() -> None:
         raise SystemExit("usage: python -m cells.serve SETTINGS.json")
     settings = read_settings(Path(sys.argv[1]))
     configure_logs(cell=settings.cell)
+    # What is loaded now stays; what requests leave behind dies by reference count. Looking for
+    # cycles at the default pace costs more than it finds.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
     uvloop.run(serve(settings))
 
 

@@ -7,6 +7,7 @@ client sets `x-cellpay-slot` from it; the guard checks that header against it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from cellpay.routing.v1 import routing_pb2
@@ -49,6 +50,7 @@ def slot_finder(request_type: Any) -> SlotFinder | None:
     return None
 
 
+@cache
 def home_field(request_type: Any) -> str | None:
     for field in request_type.fields:
         if field.GetOptions().HasExtension(routing_pb2.home):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from enum import StrEnum
+from functools import lru_cache
 
 from router.slots import SLOT_COUNT, slot_of_user
 
@@ -77,21 +78,25 @@ def derive(kind: Kind, slot: int, *parts: str) -> str:
     return f"{kind}_{encode_slot(slot)}{_encode_128(int.from_bytes(digest[:16], 'big'))}"
 
 
+@lru_cache(maxsize=65_536)
 def account_id(user_id: str, currency: str) -> str:
     """The account of a user in a currency."""
     return derive(Kind.ACCOUNT, slot_of_user(user_id), Purpose.BALANCE, user_id, currency)
 
 
+@lru_cache(maxsize=65_536)
 def collection_account_id(slot: int, merchant_id: str, currency: str) -> str:
     """Where payments of payers in `slot` to this merchant gather until they are settled."""
     return derive(Kind.ACCOUNT, slot, Purpose.COLLECTION, merchant_id, currency)
 
 
+@lru_cache(maxsize=16_384)
 def clearing_account_id(slot: int, currency: str) -> str:
     """Money on its way between cells, seen from `slot`."""
     return derive(Kind.ACCOUNT, slot, Purpose.CLEARING, str(slot), currency)
 
 
+@lru_cache(maxsize=16_384)
 def external_account_id(slot: int, currency: str) -> str:
     """The world outside: deposits come from it, withdrawals go to it."""
     return derive(Kind.ACCOUNT, slot, Purpose.EXTERNAL, str(slot), currency)

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -25,9 +26,9 @@ _RENEW_BEFORE = datetime.timedelta(days=30)
 
 
 def ensure_ca(tls_dir: Path) -> Path:
-    """The CA's certificate, made once a directory."""
+    """The CA's certificate, made once a directory and again before it ends."""
     certificate, key = tls_dir / "ca.pem", tls_dir / "ca.key"
-    if certificate.exists() and key.exists():
+    if _belong_together(certificate, key) and not _ends_soon(_read(certificate)):
         return certificate
     tls_dir.mkdir(parents=True, exist_ok=True)
     private = ec.generate_private_key(ec.SECP256R1())
@@ -55,7 +56,7 @@ def issue(tls_dir: Path, name: str, spiffe_id: str) -> TlsFiles:
     """A certificate for one workload, client and server; reused while it is valid."""
     ca_path = ensure_ca(tls_dir)
     files = TlsFiles(str(ca_path), str(tls_dir / f"{name}.pem"), str(tls_dir / f"{name}.key"))
-    ca = x509.load_pem_x509_certificate(ca_path.read_bytes())
+    ca = _read(ca_path)
     if _still_good(files, ca, spiffe_id):
         return files
     ca_key = serialization.load_pem_private_key((tls_dir / "ca.key").read_bytes(), password=None)
@@ -69,7 +70,7 @@ def issue(tls_dir: Path, name: str, spiffe_id: str) -> TlsFiles:
         .public_key(private.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _BACKDATED)
-        .not_valid_after(now + _VALID)
+        .not_valid_after(min(now + _VALID, ca.not_valid_after_utc))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_names(spiffe_id), critical=False)
         .add_extension(_key_usage(ca=False), critical=True)
@@ -109,20 +110,35 @@ def _key_usage(*, ca: bool) -> x509.KeyUsage:
 
 
 def _still_good(files: TlsFiles, ca: x509.Certificate, spiffe_id: str) -> bool:
-    certificate = Path(files.certificate)
-    if not certificate.exists() or not Path(files.key).exists():
+    if not _belong_together(Path(files.certificate), Path(files.key)):
         return False
-    leaf = x509.load_pem_x509_certificate(certificate.read_bytes())
-    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    soon = datetime.datetime.now(datetime.UTC) + _RENEW_BEFORE
+    leaf = _read(Path(files.certificate))
     try:
         leaf.verify_directly_issued_by(ca)
-    except Exception:
+    except (InvalidSignature, ValueError, TypeError):
         return False
-    return (
-        spiffe_id in names.get_values_for_type(x509.UniformResourceIdentifier)
-        and leaf.not_valid_after_utc > soon
-    )
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    ids = names.get_values_for_type(x509.UniformResourceIdentifier)
+    return ids == [spiffe_id] and not _ends_soon(leaf)
+
+
+def _belong_together(certificate: Path, key: Path) -> bool:
+    """False also after a crash between the two writes: a new key beside an old certificate."""
+    if not certificate.exists() or not key.exists():
+        return False
+    try:
+        private = serialization.load_pem_private_key(key.read_bytes(), password=None)
+        return private.public_key() == _read(certificate).public_key()
+    except ValueError:
+        return False
+
+
+def _ends_soon(certificate: x509.Certificate) -> bool:
+    return certificate.not_valid_after_utc <= datetime.datetime.now(datetime.UTC) + _RENEW_BEFORE
+
+
+def _read(certificate: Path) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(certificate.read_bytes())
 
 
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:

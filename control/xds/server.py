@@ -1,14 +1,14 @@
 """The ADS server: state of the world, streams with ACKs and NACKs. Knows nothing of slots.
 
 Protocol: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol. A stream always sends
-the newest snapshot and keeps none: a slow client costs no memory, it only skips versions.
+the newest snapshot and queues none: a slow client costs no memory, it only skips versions.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 _WILDCARD_TYPES = frozenset({LISTENER, CLUSTER})
 _KNOWN_TYPES = frozenset({LISTENER, ROUTE, CLUSTER, ENDPOINT})
+# A NACK's text is the client's: we keep and log no more of it than this.
+_NACK_CHARACTERS_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,28 @@ class _Subscription:
 
     names: frozenset[str] = frozenset()
     wildcard: bool = False
+    # Once a stream has named resources, an empty list means none; before, it means all.
+    has_named: bool = False
     sent_version: str = ""
-    sent_names: frozenset[str] = frozenset()
+    # Shared with the snapshot that it came from, so that it costs references only.
+    sent: Mapping[str, Any] = field(default_factory=dict)
     nonce: str = ""
     acked_version: str = ""
 
-    def wanted(self, available: frozenset[str]) -> frozenset[str]:
-        return available if self.wildcard else self.names & available
+    def ask(self, names: frozenset[str], *, may_be_wildcard: bool) -> None:
+        if names:
+            self.wildcard, self.has_named = "*" in names, True
+        else:
+            self.wildcard = may_be_wildcard and not self.has_named
+        self.names = names - {"*"}
+        if not self.wildcard:
+            # A client forgets what it unsubscribes from: asked for again, it must be sent again.
+            self.sent = {name: item for name, item in self.sent.items() if name in self.names}
+
+    def wanted(self, available: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: item for name, item in available.items() if self.wildcard or name in self.names
+        }
 
 
 @dataclass(slots=True)
@@ -64,7 +81,6 @@ class _Stream:
     kind: NodeKind = NodeKind.CLIENT
     subscriptions: dict[str, _Subscription] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    ended: bool = False
     nacks: int = 0
     last_nack: str = ""
 
@@ -101,21 +117,17 @@ class XdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
 
     async def StreamAggregatedResources(
         self, request_iterator: AsyncIterator[Any], context: Any
-    ) -> AsyncIterator[Any]:
+    ) -> None:
         stream = _Stream()
         number = next(self._numbers)
         self._streams[number] = stream
-        reader = asyncio.get_running_loop().create_task(self._read(request_iterator, stream))
         try:
-            while not stream.ended:
-                await stream.wake.wait()
-                stream.wake.clear()
-                for type_url in SENDING_ORDER:
-                    response = self._response(stream, type_url)
-                    if response is not None:
-                        yield response
+            async with asyncio.TaskGroup() as group:
+                writer = group.create_task(self._write(stream, context))
+                async for request in request_iterator:
+                    self._take(stream, request)
+                writer.cancel()
         finally:
-            reader.cancel()
             del self._streams[number]
 
     async def DeltaAggregatedResources(self, request_iterator: Any, context: Any) -> Any:
@@ -123,13 +135,14 @@ class XdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
             grpc.StatusCode.UNIMPLEMENTED, "this server speaks state of the world only"
         )
 
-    async def _read(self, requests: AsyncIterator[Any], stream: _Stream) -> None:
-        try:
-            async for request in requests:
-                self._take(stream, request)
-        finally:
-            stream.ended = True
-            stream.wake.set()
+    async def _write(self, stream: _Stream, context: Any) -> None:
+        while True:
+            await stream.wake.wait()
+            stream.wake.clear()
+            for type_url in SENDING_ORDER:
+                response = self._response(stream, type_url)
+                if response is not None:
+                    await context.write(response)
 
     def _take(self, stream: _Stream, request: Any) -> None:
         """One request: the first of a type, a change of names, an ACK or a NACK."""
@@ -139,7 +152,6 @@ class XdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
             stream.kind = NodeKind.EDGE if edge else NodeKind.CLIENT
         if request.type_url not in _KNOWN_TYPES:
             return
-        known = stream.subscriptions.get(request.type_url)
         subscription = stream.subscriptions.setdefault(request.type_url, _Subscription())
         if request.response_nonce and request.response_nonce != subscription.nonce:
             # An answer to something older than what we sent last.
@@ -147,17 +159,14 @@ class XdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         if request.HasField("error_detail"):
             self.nacks += 1
             stream.nacks += 1
-            stream.last_nack = request.error_detail.message
+            stream.last_nack = request.error_detail.message[:_NACK_CHARACTERS_MAX]
             log.error("NACK", node=stream.node_id, type=request.type_url, why=stream.last_nack)
         elif request.response_nonce:
             subscription.acked_version = request.version_info
-        names = frozenset(request.resource_names)
-        if "*" in names or (known is None and not names and request.type_url in _WILDCARD_TYPES):
-            subscription.wildcard = True
-        subscription.names = names - {"*"}
-        if not subscription.wildcard:
-            # A client forgets what it unsubscribes from: asked for again, it must be sent again.
-            subscription.sent_names &= subscription.names
+        subscription.ask(
+            frozenset(request.resource_names),
+            may_be_wildcard=request.type_url in _WILDCARD_TYPES,
+        )
         stream.wake.set()
 
     def _response(self, stream: _Stream, type_url: str) -> Any | None:
@@ -167,17 +176,30 @@ class XdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         if subscription is None or snapshot is None:
             return None
         typed = snapshot.types[type_url]
-        wanted = subscription.wanted(frozenset(typed.resources))
-        if subscription.sent_version == typed.version and wanted <= subscription.sent_names:
+        wanted, version = subscription.wanted(typed.resources), typed.version
+        if type_url == CLUSTER and _routes_are_behind(stream, snapshot):
+            kept = {name: item for name, item in subscription.sent.items() if name not in wanted}
+            if kept:
+                wanted, version = kept | wanted, f"{version}+{len(kept)}"
+        if subscription.sent_version == version and wanted.keys() <= subscription.sent.keys():
             return None
-        if not wanted and not subscription.wildcard and type_url not in _WILDCARD_TYPES:
+        if not wanted and type_url not in _WILDCARD_TYPES:
+            # Absence says something only of listeners and clusters.
             return None
-        subscription.sent_version = typed.version
-        subscription.sent_names = wanted
+        subscription.sent_version, subscription.sent = version, wanted
         subscription.nonce = str(next(self._numbers))
         return discovery_pb2.DiscoveryResponse(
-            version_info=typed.version,
+            version_info=version,
             type_url=type_url,
             nonce=subscription.nonce,
-            resources=[typed.resources[name] for name in sorted(wanted)],
+            resources=[wanted[name] for name in sorted(wanted)],
         )
+
+
+def _routes_are_behind(stream: _Stream, snapshot: Snapshot) -> bool:
+    """Make before break: a cluster goes only after the routes that named it are known to be gone.
+
+    A stream that refuses the new routes keeps the old ones, and so their clusters.
+    """
+    routes = stream.subscriptions.get(ROUTE)
+    return routes is not None and routes.acked_version != snapshot.types[ROUTE].version

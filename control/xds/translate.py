@@ -12,25 +12,27 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
 from envoy.config.core.v3 import address_pb2, base_pb2, config_source_pb2, protocol_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from envoy.config.listener.v3 import api_listener_pb2, listener_components_pb2, listener_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
+from envoy.extensions.filters.http.upstream_codec.v3 import upstream_codec_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
 )
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tls_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.matcher.v3 import string_pb2
-from envoy.type.v3 import range_pb2
+from envoy.type.v3 import percent_pb2, range_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
+import router.edge
 from router.identity import spiffe_id
 from router.slotmap import SlotMap
 from router.slots import SLOT_HEADER
@@ -41,6 +43,15 @@ PROVIDER = "default"
 EDGE_CERTIFICATE = "edge_certificate"
 MESH_CA = "mesh_ca"
 _EDGE_RETRIES = 8
+_EDGE_BACKOFF_BASE_MS = 25
+_EDGE_BACKOFF_CAP_MS = 250
+# Each is one refusal later; with a back-off between, they outlast the map's way to all parts.
+_EDGE_REDIRECTS = 16
+# What moved.lua answers; no cell does.
+_REDIRECT = 307
+# Envoy's default of 3 retries at a time fails the fourth caller of a cell that moves.
+_EDGE_RETRIES_AT_A_TIME_MIN = 256
+_EDGE_RETRY_BUDGET_PERCENT = 25
 _CONNECT_TIMEOUT_MS = 1000
 
 
@@ -69,9 +80,15 @@ class Resources:
 
 def read_edge_lua() -> str:
     """The Lua that computes the slot at the edge."""
-    import router.edge
+    return _lua_source("slot.lua")
 
-    return (Path(router.edge.__file__).parent / "slot.lua").read_text(encoding="utf-8")
+
+def _lua_source(name: str) -> str:
+    return (Path(router.edge.__file__).parent / name).read_text(encoding="utf-8")
+
+
+# Part of this package, as the code is; read once.
+_MOVED_LUA = _lua_source("moved.lua")
 
 
 def translate(topology: Topology, kind: NodeKind) -> Resources:
@@ -129,10 +146,7 @@ def _client_listener(name: str) -> listener_pb2.Listener:
 
 def _edge_listener(name: str, topology: Topology) -> listener_pb2.Listener:
     host, _, port = topology.edge_listen.rpartition(":")
-    lua = lua_pb2.Lua(default_source_code=base_pb2.DataSource(inline_string=topology.edge_lua))
-    manager = _manager(
-        name, [hcm_pb2.HttpFilter(name="envoy.filters.http.lua", typed_config=_any(lua))]
-    )
+    manager = _manager(name, [_lua(topology.edge_lua)])
     manager.codec_type = hcm_pb2.HttpConnectionManager.AUTO
     manager.http2_protocol_options.CopyFrom(
         protocol_pb2.Http2ProtocolOptions(max_concurrent_streams=UInt32Value(value=1024))
@@ -154,6 +168,11 @@ def _edge_listener(name: str, topology: Topology) -> listener_pb2.Listener:
     return listener_pb2.Listener(
         name=name, address=_address(host, int(port)), filter_chains=[chain]
     )
+
+
+def _lua(source: str) -> hcm_pb2.HttpFilter:
+    code = lua_pb2.Lua(default_source_code=base_pb2.DataSource(inline_string=source))
+    return hcm_pb2.HttpFilter(name="envoy.filters.http.lua", typed_config=_any(code))
 
 
 def _edge_tls(san: string_pb2.StringMatcher | None = None) -> tls_pb2.CommonTlsContext:
@@ -178,7 +197,11 @@ def tls_secret(name: str) -> secret_pb2.SdsSecretConfig:
 
 
 def _client_tls(san: string_pb2.StringMatcher) -> tls_pb2.CommonTlsContext:
-    """gRPC takes certificates from the provider that its own bootstrap names (gRFC A29)."""
+    """gRPC takes certificates from the provider that its own bootstrap names (gRFC A29).
+
+    The names are in the deprecated, untyped field: gRPC 1.85 silently ignores the typed one, and
+    would then accept any certificate of the mesh as this cell's.
+    """
     plugin = common_pb2.CertificateProviderPluginInstance(instance_name=PROVIDER)
     return tls_pb2.CommonTlsContext(
         tls_certificate_provider_instance=plugin,
@@ -189,36 +212,52 @@ def _client_tls(san: string_pb2.StringMatcher) -> tls_pb2.CommonTlsContext:
 
 
 def _routes(name: str, slot_map: SlotMap, kind: NodeKind) -> route_pb2.RouteConfiguration:
-    routes = []
-    for owned in slot_map.ranges:
-        matcher = route_components_pb2.HeaderMatcher(
-            name=SLOT_HEADER,
-            range_match=range_pb2.Int64Range(start=owned.first, end=owned.last + 1),
+    routes = [
+        route_components_pb2.Route(
+            match=route_components_pb2.RouteMatch(
+                prefix="" if kind == NodeKind.CLIENT else "/",
+                headers=[
+                    route_components_pb2.HeaderMatcher(
+                        name=SLOT_HEADER,
+                        range_match=range_pb2.Int64Range(start=owned.first, end=owned.last + 1),
+                    )
+                ],
+            ),
+            route=_action(owned.cell, kind),
         )
-        action = route_components_pb2.RouteAction(
-            cluster=cluster_name(owned.cell), timeout=_duration(0)
-        )
-        if kind == NodeKind.EDGE:
-            action.retry_policy.CopyFrom(_edge_retries())
-        routes.append(
-            route_components_pb2.Route(
-                match=route_components_pb2.RouteMatch(prefix="", headers=[matcher])
-                if kind == NodeKind.CLIENT
-                else route_components_pb2.RouteMatch(prefix="/", headers=[matcher]),
-                route=action,
-            )
-        )
+        for owned in slot_map.ranges
+    ]
     host = route_components_pb2.VirtualHost(name=name, domains=["*"], routes=routes)
     return route_pb2.RouteConfiguration(name=name, virtual_hosts=[host])
 
 
+def _action(cell: str, kind: NodeKind) -> route_components_pb2.RouteAction:
+    """No timeout of the route's own: the caller's deadline rules."""
+    action = route_components_pb2.RouteAction(cluster=cluster_name(cell), timeout=_duration(0))
+    if kind == NodeKind.EDGE:
+        # Zero: the caller's `grpc-timeout`, whatever its length.
+        action.max_stream_duration.grpc_timeout_header_max.CopyFrom(_duration(0))
+        action.retry_policy.CopyFrom(_edge_retries())
+        action.internal_redirect_policy.CopyFrom(
+            route_components_pb2.InternalRedirectPolicy(
+                max_internal_redirects=UInt32Value(value=_EDGE_REDIRECTS),
+                redirect_response_codes=[_REDIRECT],
+            )
+        )
+    return action
+
+
 def _edge_retries() -> route_components_pb2.RetryPolicy:
-    """Edge clients have no SDK: Envoy retries what did not run or may be repeated by its key."""
+    """Edge clients have no SDK: Envoy retries what did not run or may be repeated by its key.
+
+    A retry goes to the same cluster; moved.lua sees to it that a slot's new home is found.
+    """
     return route_components_pb2.RetryPolicy(
         retry_on="unavailable,connect-failure,refused-stream,reset-before-request",
         num_retries=UInt32Value(value=_EDGE_RETRIES),
         retry_back_off=route_components_pb2.RetryPolicy.RetryBackOff(
-            base_interval=_duration(25), max_interval=_duration(1000)
+            base_interval=_duration(_EDGE_BACKOFF_BASE_MS),
+            max_interval=_duration(_EDGE_BACKOFF_CAP_MS),
         ),
     )
 
@@ -239,6 +278,20 @@ def _cluster(cell: str, kind: NodeKind) -> cluster_pb2.Cluster:
     if kind == NodeKind.EDGE:
         options = http_protocol_options_pb2.HttpProtocolOptions()
         options.explicit_http_config.http2_protocol_options.SetInParent()
+        codec = _any(upstream_codec_pb2.UpstreamCodec())
+        options.http_filters.extend(
+            [
+                _lua(_MOVED_LUA),
+                hcm_pb2.HttpFilter(name="envoy.filters.http.upstream_codec", typed_config=codec),
+            ]
+        )
+        budget = circuit_breaker_pb2.CircuitBreakers.Thresholds.RetryBudget(
+            budget_percent=percent_pb2.Percent(value=_EDGE_RETRY_BUDGET_PERCENT),
+            min_retry_concurrency=UInt32Value(value=_EDGE_RETRIES_AT_A_TIME_MIN),
+        )
+        cluster.circuit_breakers.thresholds.append(
+            circuit_breaker_pb2.CircuitBreakers.Thresholds(retry_budget=budget)
+        )
         cluster.typed_extension_protocol_options[
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
         ].CopyFrom(_any(options))

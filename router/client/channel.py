@@ -47,8 +47,9 @@ class CallPolicy:
     retries: bool = True
     backoff_base_s: float = 0.02
     backoff_cap_s: float = 0.5
-    # After a "not mine": the next map is milliseconds away.
+    # After a "not mine" nothing was executed and the next map is milliseconds away.
     reroute_wait_s: float = 0.003
+    reroute_cap_s: float = 0.05
 
 
 @dataclass(slots=True)
@@ -57,7 +58,6 @@ class CallFigures:
 
     calls: int = 0
     retries: int = 0
-    reroutes: int = 0
     failures: int = 0
 
 
@@ -128,8 +128,6 @@ class MeshCall:
                     figures.failures += 1
                     raise
             figures.retries += 1
-            if wait <= policy.reroute_wait_s:
-                figures.reroutes += 1
             await asyncio.sleep(wait)
 
 
@@ -138,12 +136,13 @@ def _wait_s(error: grpc.aio.AioRpcError, tries: int, policy: CallPolicy) -> floa
     if not policy.retries:
         return None
     details = details_of(error)
-    if details.reason in _REROUTED and tries <= 8:
-        return random.uniform(0.2, 1.0) * policy.reroute_wait_s
-    if error.code() not in _RETRIED and details.reason not in _REROUTED:
+    if details.reason in _REROUTED:
+        ceiling = policy.reroute_wait_s * 1.6 ** min(tries - 1, 16)
+        return random.uniform(0.3, 1.0) * min(ceiling, policy.reroute_cap_s)
+    if error.code() not in _RETRIED:
         return None
     ceiling = min(policy.backoff_cap_s, policy.backoff_base_s * 2 ** min(tries, 16))
-    wait = random.uniform(policy.reroute_wait_s * 1.1, ceiling)
+    wait = random.uniform(0, ceiling)
     return max(wait, (details.retry_after_ms or 0) / 1000)
 
 

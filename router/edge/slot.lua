@@ -50,3 +50,15 @@ function envoy_on_request(handle)
   end
   handle:clearRouteCache()
 end
+
+-- A refusal that moved.lua could not send on goes to the client as the cell gave it.
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  local refused = headers:get("x-cellpay-refused")
+  if refused ~= nil then
+    headers:replace(":status", "200")
+    headers:replace("grpc-status", refused)
+    headers:remove("location")
+    headers:remove("x-cellpay-refused")
+  end
+end

@@ -152,6 +152,8 @@ class EtcdStore:
         create = rpc.WatchCreateRequest(
             key=prefix.encode(), range_end=_range_end(prefix), start_revision=listing.revision + 1
         )
+        if self._closed:
+            return
         call = self._watches.Watch(metadata=_REQUIRE_LEADER)
         try:
             await call.write(rpc.WatchRequest(create_request=create))

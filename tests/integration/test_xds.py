@@ -24,11 +24,15 @@ from control.xds.translate import NodeKind, Topology, read_edge_lua
 from router.client.bootstrap import xds_bootstrap
 from router.client.tls import TlsFiles
 from router.edge.bootstrap import edge_bootstrap
+from router.errors import Refusal, abort, details_of
+from router.guard import SlotsHere
 from router.identity import spiffe_id
 from router.slotmap import Move, SlotMap
 from router.slots import SLOT_COUNT, SLOT_HEADER, USER_HEADER, slot_of_user
 
 CELLS = ("a", "b", "c")
+EVEN = SlotMap.even(CELLS)
+MOVE = Move(5, 9, "a", "b", 2)
 METHOD = "/cellpay.test.Echo/Where"
 # gRPC reads GRPC_XDS_BOOTSTRAP once a process; a channel with this argument has a bootstrap and an
 # xDS client of its own, so that many meshes may live in one process of tests.
@@ -38,12 +42,12 @@ SOON_S = 30.0
 
 @dataclass
 class EchoCell:
-    """Answers who it is and which slot it was asked for; refuses slots that are not its own."""
+    """Answers who it is and which slot it was asked for; with a guard, refuses as cells do."""
 
     name: str
     address: str = ""
     requests: int = 0
-    owned: frozenset[int] | None = None
+    guard: SlotsHere | None = None
     handler: grpc.GenericRpcHandler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,9 +59,23 @@ class EchoCell:
         self.requests += 1
         headers = dict(context.invocation_metadata())
         slot = int(headers[SLOT_HEADER])
-        if self.owned is not None and slot not in self.owned:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"slot {slot} is not here")
+        if self.guard is not None:
+            try:
+                async with self.guard.request(slot):
+                    return self._answer(slot, request)
+            except Refusal as refusal:
+                await abort(context, refusal)
+        return self._answer(slot, request)
+
+    def _answer(self, slot: int, request: bytes) -> bytes:
         return json.dumps({"cell": self.name, "slot": slot, "sent": request.decode()}).encode()
+
+    def guarded(self, *maps: SlotMap) -> SlotsHere:
+        """Has seen these maps, in order, and takes only what the last one gives it."""
+        self.guard = SlotsHere(self.name)
+        for slot_map in maps:
+            self.guard.publish(slot_map)
+        return self.guard
 
 
 @dataclass
@@ -76,7 +94,7 @@ class World:
 
     def topology(self, slot_map: SlotMap | None = None) -> Topology:
         endpoints = {name: cell.address for name, cell in self.cells.items()}
-        chosen = slot_map or SlotMap.even(CELLS)
+        chosen = slot_map or EVEN
         return Topology(chosen, endpoints, self.edge_listen, self.edge_lua)
 
     async def settled(self, topology: Topology) -> None:
@@ -153,10 +171,9 @@ async def _serving(
 @contextlib.asynccontextmanager
 async def _cell(name: str, tls: TlsFiles) -> AsyncIterator[EchoCell]:
     cell = EchoCell(name)
-    add: Callable[[grpc.aio.Server], None] = lambda server: server.add_generic_rpc_handlers(  # noqa: E731
-        (cell.handler,)
-    )
-    async with _serving(add, tls) as address:
+    async with _serving(lambda server: server.add_generic_rpc_handlers((cell.handler,)), tls) as (
+        address
+    ):
         cell.address = address
         yield cell
 
@@ -167,11 +184,11 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
     world = World(directory / "tls", _free_address(), read_edge_lua())
     async with contextlib.AsyncExitStack() as stack:
         for name in CELLS:
-            world.cells[name] = await stack.enter_async_context(_cell(name, world.tls("cell", name)))
+            world.cells[name] = await stack.enter_async_context(
+                _cell(name, world.tls("cell", name))
+            )
         tls = world.tls("controller", "controller-1")
-        world.xds_address = await stack.enter_async_context(
-            _serving(world.xds.add_to_server, tls)
-        )
+        world.xds_address = await stack.enter_async_context(_serving(world.xds.add_to_server, tls))
         yield world
 
 
@@ -202,7 +219,7 @@ def envoy(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[in
 @pytest.fixture(autouse=True)
 def _the_even_map(world: World) -> None:
     for cell in world.cells.values():
-        cell.owned = None
+        cell.guard = None
     world.xds.publish(world.topology())
 
 
@@ -234,12 +251,11 @@ async def test_the_edge_computes_the_slot_that_the_router_computes(
     assert answer["cell"] == world.topology().slot_map.at(slot_of_user(user)).cell
 
 
-async def _answers(world: World, where: Where, moved: SlotMap, slot: int, target: str) -> list[str]:
-    """What a client that never stops calling sees while the owner changes."""
-    seen = [await where.slot(slot)]
-    world.xds.publish(world.topology(moved))
+async def _answers_of(where: Where, slot: int, target: str) -> list[str]:
+    """What a client that never stops calling sees until the target answers."""
+    seen: list[str] = []
     async with asyncio.timeout(SOON_S):
-        while seen[-1] != target:
+        while seen[-1:] != [target]:
             seen.append(await where.slot(slot))
     return seen
 
@@ -248,23 +264,151 @@ async def _answers(world: World, where: Where, moved: SlotMap, slot: int, target
 async def test_a_flip_of_owner_reroutes_without_a_failed_call(
     world: World, envoy: int, way: str
 ) -> None:
-    moved = SlotMap.even(CELLS).apply([Move(5, 9, "a", "b", 2)])
     async with world.client() if way == "xds" else world.through_edge() as where:
-        seen = await _answers(world, where, moved, 7, "b")
-        assert seen[0] == "a"
-        assert set(seen) == {"a", "b"}
+        assert await where.slot(7) == "a"
+        world.xds.publish(world.topology(EVEN.apply([MOVE])))
+        assert set(await _answers_of(where, 7, "b")) <= {"a", "b"}
         assert [await where.slot(slot) for slot in (4, 5, 9, 10)] == ["a", "b", "b", "a"]
 
 
-async def test_the_edge_hides_a_cell_that_refuses_what_it_gave_away(
+async def test_the_edge_sends_a_call_on_to_the_new_home_of_its_slot(
     world: World, envoy: int
 ) -> None:
-    moved = SlotMap.even(CELLS).apply([Move(5, 9, "a", "b", 2)])
-    world.cells["a"].owned = moved.slots_of("a")
-    async with world.through_edge() as where:
+    moved = EVEN.apply([MOVE])
+    world.cells["a"].guarded(EVEN, moved)
+    async with world.through_edge() as where, asyncio.TaskGroup() as group:
         before = world.cells["a"].requests
-        async with asyncio.TaskGroup() as group:
-            call = group.create_task(where.slot(7))
-            await _eventually(lambda: world.cells["a"].requests > before)
-            world.xds.publish(world.topology(moved))
+        call = group.create_task(where.slot(7))
+        await _eventually(lambda: world.cells["a"].requests > before)
+        world.xds.publish(world.topology(moved))
     assert call.result() == "b"
+
+
+async def test_the_edge_waits_for_a_new_home_that_has_not_heard_of_it(
+    world: World, envoy: int
+) -> None:
+    moved = EVEN.apply([MOVE])
+    guard = world.cells["b"].guarded(EVEN)
+    await world.settled(world.topology(moved))
+    async with world.through_edge() as where, asyncio.TaskGroup() as group:
+        before = world.cells["b"].requests
+        call = group.create_task(where.slot(7))
+        await _eventually(lambda: world.cells["b"].requests > before)
+        guard.publish(moved)
+    assert call.result() == "b"
+
+
+@pytest.mark.parametrize(
+    ("heard", "code", "reason"),
+    [
+        ([EVEN, EVEN.apply([MOVE])], grpc.StatusCode.UNAVAILABLE, "SLOT_MOVED"),
+        ([EVEN.apply([MOVE])], grpc.StatusCode.FAILED_PRECONDITION, "NOT_HOME"),
+    ],
+)
+async def test_a_refusal_that_lasts_comes_through_the_edge_as_the_cell_gave_it(
+    world: World, envoy: int, heard: list[SlotMap], code: grpc.StatusCode, reason: str
+) -> None:
+    world.cells["a"].guarded(*heard)
+    async with world.through_edge() as where:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await where.slot(7)
+    assert (caught.value.code(), details_of(caught.value).reason) == (code, reason)
+    assert {"location", "x-cellpay-refused"}.isdisjoint(
+        key for key, _ in [*caught.value.initial_metadata(), *caught.value.trailing_metadata()]
+    )
+
+
+async def test_the_user_wins_over_the_slot_at_the_edge(world: World, envoy: int) -> None:
+    async with world.through_edge() as where:
+        answer = await where((USER_HEADER, "u1"), (SLOT_HEADER, "3"))
+    assert answer["slot"] == slot_of_user("u1") != 3
+
+
+@pytest.mark.parametrize("slot", [None, "", "1024", "-1", "1.5", "abc", "7,8"])
+async def test_the_edge_says_clearly_that_a_request_names_no_home(
+    world: World, envoy: int, slot: str | None
+) -> None:
+    headers = [] if slot is None else [(SLOT_HEADER, slot)]
+    async with world.through_edge() as where:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await where(*headers)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "x-user-id" in str(caught.value.details())
+
+
+@pytest.mark.parametrize("way", ["xds", "edge"])
+async def test_a_cell_that_presents_another_cells_identity_is_refused(
+    world: World, envoy: int, way: str
+) -> None:
+    async with _cell("impostor", world.tls("cell", "b")) as impostor:
+        topology = world.topology()
+        endpoints = {**topology.endpoints, "a": impostor.address}
+        await world.settled(replace(topology, endpoints=endpoints))
+        async with world.client() if way == "xds" else world.through_edge() as where:
+            assert await where.slot(SLOT_COUNT - 1) == "c"
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await where((SLOT_HEADER, "7"), wait=False)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert impostor.requests == 0
+
+
+@pytest.mark.parametrize("way", ["xds", "edge"])
+async def test_a_dead_cell_fails_its_own_slots_only_until_they_move(
+    world: World, envoy: int, way: str
+) -> None:
+    alive = {name: cell.address for name, cell in world.cells.items() if name != "a"}
+    dead = replace(world.topology(), endpoints=alive)
+    await world.settled(dead)
+    async with world.client() if way == "xds" else world.through_edge() as where:
+        assert await where.slot(SLOT_COUNT - 1) == "c"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await where((SLOT_HEADER, "7"), wait=False)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        given = [Move(entry.first, entry.last, "a", "b", 2) for entry in EVEN.owned_by("a")]
+        await world.settled(replace(dead, slot_map=EVEN.apply(given)))
+        await _answers_of(where, 7, "b")
+
+
+async def test_a_client_of_another_ca_is_refused_by_all(
+    world: World, envoy: int, tmp_path: Path
+) -> None:
+    stranger = ca.issue(tmp_path, "client", spiffe_id("service", "client"))
+    mixed = TlsFiles(world.tls("service", "client").ca, stranger.certificate, stranger.key)
+    for address in (world.cells["a"].address, world.xds_address, world.edge_listen):
+        async with grpc.aio.secure_channel(address, mixed.channel_credentials()) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await Where(channel)((SLOT_HEADER, "7"), wait=False)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE, address
+
+
+async def test_an_edge_that_refuses_its_configuration_is_counted_and_goes_on_with_the_old_one(
+    world: World, envoy: int
+) -> None:
+    async with world.through_edge() as where:
+        assert await where.slot(7) == "a"
+        world.xds.publish(replace(world.topology(), edge_lua="this is not Lua"))
+        await _eventually(lambda: any(found.nacks for found in world.xds.subscribers()))
+        (edge,) = [found for found in world.xds.subscribers() if found.nacks]
+        assert (edge.node_id, edge.kind) == ("edge-1", NodeKind.EDGE)
+        assert "lua" in edge.last_nack.lower()
+        assert await where.slot(7) == "a"
+
+
+async def test_many_clients_follow_and_two_meshes_live_in_one_process(world: World) -> None:
+    other = XdsServer()
+    all_c = replace(world.topology(), slot_map=SlotMap.even(["c"]))
+    other.publish(all_c)
+    tls = world.tls("controller", "controller-1")
+    async with _serving(other.add_to_server, tls) as address, contextlib.AsyncExitStack() as stack:
+        here = [
+            await stack.enter_async_context(world.client(f"client-{number}"))
+            for number in range(20)
+        ]
+        there = await stack.enter_async_context(replace(world, xds_address=address).client())
+        assert [await where.slot(7) for where in here] == ["a"] * 20
+        assert await there.slot(7) == "c"
+        moved = EVEN.apply([MOVE])
+        world.xds.publish(world.topology(moved))
+        for where in here:
+            await _answers_of(where, 7, "b")
+        assert await there.slot(7) == "c"
