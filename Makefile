@@ -1,5 +1,5 @@
 # Two commands are enough: `make demo` shows a region die without a lost cent, `make test` passes.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?= .cellpay
@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 default: lint types layers quick
 
 $(STAMP): pyproject.toml hatch_build.py $(wildcard protos/cellpay/*/v1/*.proto) protos/build_stubs.py
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: set PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once; a minute or two)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'

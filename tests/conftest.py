@@ -20,6 +20,8 @@ OVERRIDES = {
     "transfers": {"recovery_age_s": 2.0, "recovery_interval_s": 0.5, "try_timeout_s": 5.0},
     "webhooks": {"backoff_base_s": 0.1, "backoff_cap_s": 0.5, "attempts_max": 4, "timeout_s": 1.0},
 }
+# Longer than the default: a test machine that is busy elsewhere must not look like a death.
+LEASE_TTL_S = 5
 PATIENT = CallPolicy(timeout_s=60.0)
 
 
@@ -39,7 +41,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     data = tmp_path_factory.mktemp("mesh")
     os.environ.pop("GRPC_XDS_BOOTSTRAP", None)
     try:
-        with launcher.running(data, 3, MeshOptions(cell_overrides=OVERRIDES)):
+        with launcher.running(data, 3, MeshOptions(cell_overrides=OVERRIDES, lease_ttl_s=LEASE_TTL_S)):
             yield Session.open(data)
     finally:
         launcher.remove(data)
