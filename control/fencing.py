@@ -11,9 +11,11 @@ import asyncio
 import random
 from collections.abc import Iterable, Sequence
 
+import asyncpg
 import structlog
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from router.slotmap import Move, Owned, SlotMap
@@ -21,6 +23,12 @@ from router.slots import SLOT_COUNT
 
 log = structlog.get_logger(__name__)
 
+# The database is away or busy: whoever must go on tries again. What asyncpg raises while it
+# connects (the server is starting, stopping or full) comes bare: SQLAlchemy wraps only what is
+# raised later. OSError holds TimeoutError too.
+DATABASE_FAULTS: tuple[type[Exception], ...] = (
+    DBAPIError, PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError, OSError,
+)  # fmt: skip
 _LOCK_TIMEOUT_MS = 3000
 _STATEMENT_TIMEOUT_MS = 8000
 _BACKOFF_CAP_S = 1.0
@@ -83,7 +91,7 @@ class Fence:
                 async with self._engine.begin() as connection:
                     await _assign(connection, moves, operation_id)
                 return
-            except (DBAPIError, OSError, TimeoutError) as error:
+            except DATABASE_FAULTS as error:
                 tries += 1
                 log.warning("the fence waits for the database", error=_name(error), tries=tries)
                 ceiling = min(_BACKOFF_CAP_S, 0.02 * 2 ** min(tries, 10))

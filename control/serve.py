@@ -21,9 +21,8 @@ from cellpay.control.v1 import control_pb2_grpc
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from sqlalchemy.exc import DBAPIError
 
-from control.fencing import Fence, make_fence_engine
+from control.fencing import DATABASE_FAULTS, Fence, make_fence_engine
 from control.health import Watchman
 from control.leader import Leadership
 from control.operations.cells import GrpcCellCalls
@@ -93,11 +92,14 @@ async def serve(settings: ControllerSettings) -> None:
     xds.add_to_server(server)
     _add_standard_services(server, health_servicer)
     server.add_secure_port(settings.listen, tls.server_credentials())
+    # By default it says SERVING from the start; `_announce` says when that is true.
+    await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     await server.start()
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(_until_terminated(server, leadership))
-            await _seed(store, fence, settings)
+            group.create_task(_until_terminated())
+            # Beside the rest: a controller that starts while the database is away serves xDS.
+            group.create_task(_seed(store, fence, settings))
             group.create_task(view.follow_map())
             group.create_task(view.follow_declared())
             group.create_task(view.follow_live())
@@ -108,7 +110,9 @@ async def serve(settings: ControllerSettings) -> None:
     except* _Terminated:
         log.info("the controller stops")
     finally:
-        await server.stop(None)
+        # Everything above has ended, so nobody campaigns again for what is given up here.
+        await leadership.resign()
+        await server.stop(_GRACE_S)
         await calls.close()
         await store.close()
         await fence.close()
@@ -120,45 +124,46 @@ async def _seed(store: Store, fence: Fence, settings: ControllerSettings) -> Non
     while True:
         try:
             await fence.seed(first)
-            await seed_slot_map(store, first)
+            await seed_slot_map(store, await fence.read(), first)
             for cell, region in settings.cells.items():
                 key = DECLARED_CELLS_PREFIX + cell
                 await store.commit(expect={key: 0}, puts={key: json.dumps({"region": region})})
             policy = json.dumps({"automatic": settings.automatic_failover})
             await store.commit(expect={FAILOVER_POLICY_KEY: 0}, puts={FAILOVER_POLICY_KEY: policy})
             return
-        except (StoreUnavailable, DBAPIError, OSError) as error:
-            log.warning("waiting for etcd and the database", error=type(error).__name__)
-            await asyncio.sleep(_RETRY_S)
+        except StoreUnavailable as error:
+            log.warning("waiting for etcd", why=str(error))
+        except DATABASE_FAULTS as error:
+            log.warning("waiting for the database", error=type(error).__name__)
+        await asyncio.sleep(_RETRY_S)
 
 
 async def _run_operations(store: Store, runner: Runner, leadership: Leadership) -> None:
-    """Runs what is to be run while this controller leads; resumes what another one left."""
-    running = asyncio.Queue[str](maxsize=16)
+    """Runs what is to be run while this controller leads; resumes what another one left.
+
+    Level-triggered: each piece of news only makes the worker look at what is true now.
+    """
+    running = ""
+    news = asyncio.Event()
 
     async def watch() -> None:
+        nonlocal running
         async for listing in store.watch(RUNNING_OPERATION_KEY):
             item = listing.items.get(RUNNING_OPERATION_KEY)
-            if item is not None:
-                await running.put(item.value)
+            running = item.value if item else ""
+            news.set()
 
     async def campaign() -> None:
         while True:
             await leadership.changed.wait()
-            item = None
-            try:
-                item = await store.get(RUNNING_OPERATION_KEY)
-            except StoreUnavailable:
-                await asyncio.sleep(_RETRY_S)
-            if item is not None and leadership.leads:
-                log.info("resuming", operation=item.value)
-                await running.put(item.value)
+            news.set()
 
     async def work() -> None:
         while True:
-            operation_id = await running.get()
-            if leadership.leads:
-                await runner.run(operation_id)
+            await news.wait()
+            news.clear()
+            if running and leadership.leads:
+                await runner.run(running)
 
     async with asyncio.TaskGroup() as group:
         group.create_task(watch())
@@ -173,14 +178,12 @@ async def _announce(health_servicer: Any, view: View) -> None:
     log.info("serving")
 
 
-async def _until_terminated(server: grpc.aio.Server, leadership: Leadership) -> None:
+async def _until_terminated() -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await stop.wait()
-    await leadership.resign()
-    await server.stop(_GRACE_S)
     raise _Terminated
 
 

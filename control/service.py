@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -40,6 +41,7 @@ _KINDS = {
     pb.Operation.KIND_RESTORE: OperationKind.RESTORE,
     pb.Operation.KIND_MOVE: OperationKind.MOVE,
 }
+_NOT_ALLOWED = "CALLER_NOT_ALLOWED"
 _REASON_CHARACTERS_MAX = 512
 _PAGE_SIZE_DEFAULT = 50
 _PAGE_SIZE_MAX = 500
@@ -79,16 +81,17 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         return pb.ListCellsResponse(cells=cells)
 
     async def StartOperation(self, request: pb.StartOperationRequest, context: Any) -> pb.Operation:
-        kind = pb.Operation.Kind.Name(request.kind).removeprefix("KIND_").lower()
+        # The wire may bring a kind that this version does not know.
+        action = f"operation.{_KINDS.get(request.kind, 'unknown')}"
         detail = request.cell or f"slots {request.first}-{request.last}"
-        actor = await self._writer(context, f"operation.{kind}", detail, request.reason)
-        wish = _wish(request)
-        known = self._view.known()
-        if known is None:
-            raise _not_ready()
-        operation = await start_operation(
-            self._store, known, self._view.revision, wish, actor, request.reason
-        )
+        async with self._operator(context, action, detail, request.reason) as actor:
+            wish = _wish(request)
+            known = self._view.known()
+            if known is None:
+                raise _not_ready()
+            operation = await start_operation(
+                self._store, known, self._view.revision, wish, actor, request.reason
+            )
         return operation_message(operation)
 
     async def GetOperation(self, request: pb.GetOperationRequest, context: Any) -> pb.Operation:
@@ -125,10 +128,12 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         self, request: pb.SetFailoverPolicyRequest, context: Any
     ) -> pb.FailoverPolicy:
         detail = f"automatic={request.policy.automatic}"
-        actor = await self._writer(context, "policy.failover", detail, request.reason)
-        record = audit_record(actor, "policy.failover", detail, request.reason)
-        policy = json.dumps({"automatic": request.policy.automatic})
-        await self._store.commit(expect={}, puts={FAILOVER_POLICY_KEY: policy, **audit_put(record)})
+        action = "policy.failover"
+        async with self._operator(context, action, detail, request.reason) as actor:
+            record = audit_record(actor, action, detail, request.reason)
+            policy = json.dumps({"automatic": request.policy.automatic})
+            puts = {FAILOVER_POLICY_KEY: policy, **audit_put(record)}
+            await self._store.commit(expect={}, puts=puts)
         return request.policy
 
     async def ListAuditRecords(
@@ -172,23 +177,30 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             ]
         )
 
-    async def _writer(self, context: Any, action: str, detail: str, reason: str) -> str:
-        """The operator's SPIFFE ID. Denials are audited before they are answered."""
+    @asynccontextmanager
+    async def _operator(
+        self, context: Any, action: str, detail: str, reason: str
+    ) -> AsyncIterator[str]:
+        """Gives the operator's SPIFFE ID to a write; whatever is refused is audited too."""
         caller = caller_of(context)
-        if caller is None or caller.kind not in _WRITERS:
+        try:
+            if caller is None or caller.kind not in _WRITERS:
+                raise _denied(caller)
+            _check_reason(reason)
+            yield caller.spiffe_id
+        except Refusal as refusal:
+            why = "not an operator" if refusal.reason == _NOT_ALLOWED else refusal.reason
             name = caller.spiffe_id if caller else "nobody"
-            await record_denial(
-                self._store,
-                audit_record(name, action, detail[:256], reason[:256], "denied: not an operator"),
-            )
-            raise _denied(caller)
-        if not reason.strip():
-            raise bad_request(
-                [Violation("reason", "must not be empty; it is kept in the audit log")]
-            )
-        if len(reason) > _REASON_CHARACTERS_MAX:
-            raise bad_request([Violation("reason", f"at most {_REASON_CHARACTERS_MAX} characters")])
-        return caller.spiffe_id
+            record = audit_record(name, action, detail[:256], reason[:256], f"denied: {why}")
+            await record_denial(self._store, record)
+            raise
+
+
+def _check_reason(reason: str) -> None:
+    if not reason.strip():
+        raise bad_request([Violation("reason", "must not be empty; it is kept in the audit log")])
+    if len(reason) > _REASON_CHARACTERS_MAX:
+        raise bad_request([Violation("reason", f"at most {_REASON_CHARACTERS_MAX} characters")])
 
 
 def _reader(context: Any) -> None:
@@ -200,7 +212,7 @@ def _reader(context: Any) -> None:
 def _denied(caller: Caller | None) -> Refusal:
     return Refusal(
         grpc.StatusCode.PERMISSION_DENIED,
-        "CALLER_NOT_ALLOWED",
+        _NOT_ALLOWED,
         "only operators may do this",
         metadata={"caller": caller.spiffe_id if caller else ""},
     )

@@ -18,9 +18,13 @@ async def read_preferred(store: Store) -> SlotMap | None:
     return SlotMap.from_json(item.value) if item else None
 
 
-async def seed_slot_map(store: Store, first: SlotMap) -> None:
-    """Publishes the first map, unless there is one."""
-    text = first.to_json()
+async def seed_slot_map(store: Store, fenced: SlotMap, preferred: SlotMap) -> None:
+    """Publishes the first map, unless there is one.
+
+    `fenced` is what the database enforces: an etcd that has lost its data must not tell of owners
+    that the database refuses.
+    """
     await store.commit(
-        expect={SLOT_MAP_KEY: 0}, puts={SLOT_MAP_KEY: text, PREFERRED_SLOT_MAP_KEY: text}
+        expect={SLOT_MAP_KEY: 0},
+        puts={SLOT_MAP_KEY: fenced.to_json(), PREFERRED_SLOT_MAP_KEY: preferred.to_json()},
     )

@@ -14,6 +14,12 @@ _DRAIN_TIMEOUT_S = 1.5
 _RECOVER_TIMEOUT_S = 5.0
 # How long the source parks requests while the move goes through.
 _HOLD_MS = 3000
+# A cell that comes back is reached at once, not after gRPC's two minutes of back-off.
+_OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
 
 
 class GrpcCellCalls:
@@ -50,7 +56,7 @@ class GrpcCellCalls:
             return None
         if address not in self._channels:
             self._channels[address] = grpc.aio.secure_channel(
-                address, self._tls.channel_credentials()
+                address, self._tls.channel_credentials(), options=_OPTIONS
             )
         return cell_pb2_grpc.CellServiceStub(self._channels[address])
 

@@ -8,6 +8,7 @@ map together with the operation's own record.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
@@ -32,7 +33,11 @@ log = structlog.get_logger(__name__)
 
 _RECOVER_TRIES_MAX = 20
 _RECOVER_WAIT_S = 0.25
+# The next failover waits for this one: a target that has died too must not hold it up.
+_RECOVER_UNANSWERED_MAX = 3
+_RECOVER_BUDGET_S = 10.0
 _STORE_RETRY_S = 0.2
+_STUCK_RETRY_S = 5.0
 
 
 class CellCalls(Protocol):
@@ -82,6 +87,11 @@ class Runner:
             except StoreUnavailable as error:
                 log.warning("the operation waits for etcd", operation=operation_id, why=str(error))
                 await asyncio.sleep(_STORE_RETRY_S)
+            except StaleMove as error:
+                # Nothing of ours does this. Clients need the xDS of this process meanwhile, so it
+                # goes on, and publishes once somebody has mended the map.
+                log.critical("the slot map moved under a fenced operation", why=str(error))
+                await asyncio.sleep(_STUCK_RETRY_S)
 
     async def step(self, operation: Operation, item: Item) -> None:
         """One step: do it, then record it. StoreUnavailable means it may have to be redone."""
@@ -123,15 +133,14 @@ class Runner:
         await self._record(operation, item, Step.FENCED)
 
     async def _publish(self, operation: Operation, item: Item) -> None:
-        """The map and the step in one compare-and-set: nobody publishes from a stale plan."""
+        """The map and the step in one compare-and-set: nobody publishes from a stale plan.
+
+        Raises StaleMove when the map contradicts the fence.
+        """
         current = await self._store.get(SLOT_MAP_KEY)
         if current is None:
             raise StoreUnavailable("there is no slot map")
-        try:
-            following = SlotMap.from_json(current.value).apply(operation.moves)
-        except StaleMove:
-            log.critical("the slot map moved under a fenced operation", id=operation.operation_id)
-            raise
+        following = SlotMap.from_json(current.value).apply(operation.moves)
         published = operation.at(Step.PUBLISHED, time_ms=self._now_ms())
         await self._store.commit(
             expect={item.key: item.revision, SLOT_MAP_KEY: current.revision},
@@ -139,16 +148,28 @@ class Runner:
         )
 
     async def _recover(self, operation: Operation, item: Item) -> None:
-        left: dict[str, int | None] = {}
-        for cell, ranges in _by_cell(operation, "target").items():
-            for _ in range(_RECOVER_TRIES_MAX):
-                left[cell] = await self._cells.recover(cell, ranges)
-                if left[cell] == 0:
-                    break
-                await asyncio.sleep(_RECOVER_WAIT_S)
-        rest = {cell: count for cell, count in left.items() if count != 0}
+        async with asyncio.TaskGroup() as group:
+            tasks = {
+                cell: group.create_task(self._recover_at(cell, ranges))
+                for cell, ranges in _by_cell(operation, "target").items()
+            }
+        rest = {cell: task.result() for cell, task in tasks.items() if task.result() != 0}
         note = f"left to the cells' own recovery: {rest}" if rest else "nothing in doubt"
         await self._record(operation, item, Step.RECOVERED, note)
+
+    async def _recover_at(self, cell: str, ranges: Sequence[SlotRange]) -> int | None:
+        """What is left in doubt there; None when the cell's last word was silence."""
+        left: int | None = None
+        unanswered = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_RECOVER_BUDGET_S):
+                for _ in range(_RECOVER_TRIES_MAX):
+                    left = await self._cells.recover(cell, ranges)
+                    unanswered = unanswered + 1 if left is None else 0
+                    if left == 0 or unanswered == _RECOVER_UNANSWERED_MAX:
+                        break
+                    await asyncio.sleep(_RECOVER_WAIT_S)
+        return left
 
     async def _finish(self, operation: Operation, item: Item) -> None:
         await self._end(operation.at(Step.DONE, time_ms=self._now_ms()), item)

@@ -9,9 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import (
+    http_connection_manager_pb2,
+)
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
@@ -50,17 +55,24 @@ def take_snapshot(topology: Topology, kind: NodeKind) -> Snapshot:
     check(resources)
     return Snapshot(
         kind,
-        {
-            LISTENER: _typed(resources.listeners),
-            ROUTE: _typed(resources.routes),
-            CLUSTER: _typed(resources.clusters),
-            ENDPOINT: _typed(resources.endpoints),
-        },
+        MappingProxyType(
+            {
+                LISTENER: _typed(resources.listeners),
+                ROUTE: _typed(resources.routes),
+                CLUSTER: _typed(resources.clusters),
+                ENDPOINT: _typed(resources.endpoints),
+            }
+        ),
     )
 
 
 def check(resources: Resources) -> None:
-    """Every route's cluster is there, and every EDS cluster has its assignment."""
+    """Listeners' routes, routes' clusters and EDS clusters' assignments are all there."""
+    for name, message in resources.listeners.items():
+        assert isinstance(message, listener_pb2.Listener)
+        wanted = _route_name(message)
+        if wanted not in resources.routes:
+            raise InconsistentSnapshot(f"listener {name} asks for unknown routes {wanted!r}")
     for name, message in resources.routes.items():
         assert isinstance(message, route_pb2.RouteConfiguration)
         for host in message.virtual_hosts:
@@ -73,6 +85,18 @@ def check(resources: Resources) -> None:
             raise InconsistentSnapshot(f"cluster {name} has no assignment")
 
 
+def _route_name(listener: listener_pb2.Listener) -> str:
+    """The routes that a listener's only HTTP connection manager asks for."""
+    manager = http_connection_manager_pb2.HttpConnectionManager()
+    packed = (
+        listener.api_listener.api_listener
+        if listener.HasField("api_listener")
+        else listener.filter_chains[0].filters[0].typed_config
+    )
+    packed.Unpack(manager)
+    return str(manager.rds.route_config_name)
+
+
 def _typed(messages: Mapping[str, Message]) -> Typed:
     packed: dict[str, AnyMessage] = {}
     digest = hashlib.sha256()
@@ -82,4 +106,4 @@ def _typed(messages: Mapping[str, Message]) -> Typed:
         packed[name] = item
         digest.update(name.encode())
         digest.update(item.value)
-    return Typed(digest.hexdigest()[:16], packed)
+    return Typed(digest.hexdigest()[:16], MappingProxyType(packed))

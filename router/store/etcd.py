@@ -26,7 +26,8 @@ _WATCH_RETRY_S = 0.2
 _REQUIRE_LEADER = (("hasleader", "true"),)
 _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # This is also how long an attempt to connect may take: another region is 100 ms away.
+    ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # etcd closes connections that ping more often than every 5 s.
     ("grpc.keepalive_time_ms", 6_000),

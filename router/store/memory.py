@@ -13,7 +13,6 @@ class MemoryLease:
         self._store = store
         self._ttl_s = ttl_s
         self.alive = True
-        self.keys: set[str] = set()
         self._task_until = 0.0
         self._renew()
 
@@ -32,7 +31,7 @@ class MemoryLease:
 
     def expire(self) -> None:
         self.alive = False
-        self._store.drop(self.keys)
+        self._store.drop(self)
 
     async def refresh(self) -> bool:
         self._store.check()
@@ -47,15 +46,23 @@ class MemoryLease:
 
 
 class MemoryStore:
-    """`available` False makes every call raise StoreUnavailable, as an etcd that is away does."""
+    """`available` False makes every call raise StoreUnavailable, as an etcd that is away does.
+
+    No call awaits between a check and its effect, so each is atomic.
+    """
 
     def __init__(self) -> None:
         self.available = True
         self._items: dict[str, Item] = {}
+        # A key is under the lease of its last put, or under none.
+        self._lease_of: dict[str, Lease | None] = {}
+        self._closed = False
         self._revision = 1
         self._changed = asyncio.Event()
 
     def check(self) -> None:
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
         if not self.available:
             raise StoreUnavailable("the store is away")
 
@@ -88,17 +95,19 @@ class MemoryStore:
         self._revision += 1
         for key, value in puts.items():
             self._items[key] = Item(key, value, self._revision)
-            if isinstance(lease, MemoryLease):
-                lease.keys.add(key)
+            self._lease_of[key] = lease
         for key in deletes:
             self._items.pop(key, None)
+            self._lease_of.pop(key, None)
         self._wake()
         return self._revision
 
-    def drop(self, keys: Iterable[str]) -> None:
-        self._revision += 1
+    def drop(self, lease: MemoryLease) -> None:
+        """Takes the lease's keys away, as one change."""
+        keys = [key for key, holder in self._lease_of.items() if holder is lease]
+        self._revision += bool(keys)
         for key in keys:
-            self._items.pop(key, None)
+            del self._items[key], self._lease_of[key]
         self._wake()
 
     def _wake(self) -> None:
@@ -113,7 +122,7 @@ class MemoryStore:
         seen: Mapping[str, Item] | None = None
         while True:
             changed = self._changed
-            if self.available:
+            if self.available or self._closed:
                 listing = await self.list(prefix)
                 if listing.items != seen:
                     seen = listing.items
@@ -122,4 +131,5 @@ class MemoryStore:
             await changed.wait()
 
     async def close(self) -> None:
-        """Nothing is open."""
+        self._closed = True
+        self._wake()

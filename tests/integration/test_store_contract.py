@@ -317,9 +317,7 @@ async def test_an_etcd_that_hangs_is_unavailable_within_seconds(
     await store.close()
 
 
-async def _patiently(
-    store: Store, puts: Mapping[str, str], deletes: list[str] | None = None
-) -> None:
+async def _patiently(store: Store, puts: Mapping[str, str], deletes: Sequence[str] = ()) -> None:
     """Commits as soon as etcd takes it."""
     async with asyncio.timeout(PATIENCE_S):
         while True:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import control.operations.runner
 from control.fencing import FenceConflict
 from control.operations.model import ENDED, Operation, OperationKind, Step
 from control.operations.runner import Runner
@@ -27,6 +30,8 @@ from router.store.model import (
     PREFERRED_SLOT_MAP_KEY,
     RUNNING_OPERATION_KEY,
     SLOT_MAP_KEY,
+    Item,
+    StoreUnavailable,
 )
 
 CELLS = ("a", "b", "c")
@@ -200,3 +205,90 @@ def test_a_plan_that_the_database_contradicts_fails_and_changes_nothing() -> Non
         assert await store.get(RUNNING_OPERATION_KEY) is None
 
     asyncio.run(run())
+
+
+class Weather(MemoryStore):
+    """The same store behind a bad network: calls cross each other, fail, or fail having worked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coming: list[int] = []
+
+    async def _pass(self) -> bool:
+        """Whether the answer gets lost on its way back."""
+        now = self.coming.pop() if self.coming else 0
+        for _ in range(now):
+            await asyncio.sleep(0)
+        if now == 1:
+            raise StoreUnavailable("the request was lost")
+        return now == 2
+
+    async def get(self, key: str) -> Item | None:
+        if await self._pass():
+            raise StoreUnavailable("the answer was lost")
+        return await super().get(key)
+
+    async def commit(self, **change: Any) -> int | None:
+        lost = await self._pass()
+        revision = await super().commit(**change)
+        if lost:
+            raise StoreUnavailable("the answer was lost")
+        return revision
+
+
+class LateFence(FenceDouble):
+    """Each transaction begins a little later than it was asked for, as between two machines."""
+
+    def __init__(self, delays: list[int]) -> None:
+        super().__init__()
+        self._delays = list(delays)
+
+    async def assign(self, moves: Sequence[Move], operation_id: str) -> None:
+        for _ in range(self._delays.pop() if self._delays else 0):
+            await asyncio.sleep(0)
+        await super().assign(moves, operation_id)
+
+
+async def stormy_story(plans: list[tuple[Wish, list[int], int]], delays: list[int]) -> None:
+    store, fence = Weather(), LateFence(delays)
+    text = FIRST.to_json()
+    await store.commit(expect={}, puts={SLOT_MAP_KEY: text, PREFERRED_SLOT_MAP_KEY: text})
+    calls = Calls(frozenset())
+    started: list[asyncio.Task[Operation | None]] = []
+    async with asyncio.TaskGroup() as group:
+        for wish, weather, controllers in plans:
+            slot_map, revision = await current(store)
+            known = Known(slot_map, FIRST, frozenset(CELLS), frozenset(CELLS))
+            try:
+                operation = await start_operation(store, known, revision, wish, "me", "why")
+            except Refusal:
+                continue
+            store.coming = list(weather)
+            runners = [Runner(store, fence, calls, now_ms=lambda: 0) for _ in range(controllers)]
+            tasks = [group.create_task(each.run(operation.operation_id)) for each in runners]
+            # The first to end sets the way free; the others wake in the middle of what follows.
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            started += tasks
+            store.coming = []
+    ended = [task.result() for task in started]
+    assert all(found is not None and found.step == Step.DONE for found in ended)
+    assert await store.get(RUNNING_OPERATION_KEY) is None
+    after, _ = await current(store)
+    for slot in range(SLOT_COUNT):
+        assert fence.owners[slot] == (after.at(slot).cell, after.at(slot).epoch)
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(
+        st.tuples(wishes, st.lists(st.integers(0, 6), max_size=25), st.integers(1, 3)),
+        min_size=1,
+        max_size=4,
+    ),
+    st.lists(st.integers(0, 30), max_size=12),
+)
+def test_controllers_that_cross_each_other_in_a_bad_network_end_every_operation_once(
+    plans: list[tuple[Wish, list[int], int]], delays: list[int]
+) -> None:
+    with mock.patch.object(control.operations.runner, "_STORE_RETRY_S", 0):
+        asyncio.run(stormy_story(plans, delays))
