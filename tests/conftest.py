@@ -41,7 +41,9 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     data = tmp_path_factory.mktemp("mesh")
     os.environ.pop("GRPC_XDS_BOOTSTRAP", None)
     try:
-        with launcher.running(data, 3, MeshOptions(cell_overrides=OVERRIDES, lease_ttl_s=LEASE_TTL_S)):
+        with launcher.running(
+            data, 3, MeshOptions(cell_overrides=OVERRIDES, lease_ttl_s=LEASE_TTL_S)
+        ):
             yield Session.open(data)
     finally:
         launcher.remove(data)
