@@ -18,7 +18,7 @@ class TlsSettings:
 @dataclass(frozen=True, slots=True)
 class LaneSettings:
     # Groups that may commit at once. One process has one processor's worth of Python, and one lane
-    # makes the largest groups of it: with two, groups were a third as large and payments a third fewer.
+    # makes the largest groups of it (docs/decisions/0007-one-lane-several-servers.md).
     count: int = 1
     # Commands a group: past some hundreds it adds latency and no throughput.
     batch_size_max: int = 256

@@ -17,7 +17,7 @@ import structlog
 from cellpay.notifications.v1 import notifications_pb2 as pb
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from cells.outbox.stream import STREAM, SUBJECTS, connect_stream
+from cells.outbox.stream import STREAM, SUBJECTS, connect_stream, go_on_unless_cancelled
 from router.errors import Refusal
 
 log = structlog.get_logger(__name__)
@@ -26,8 +26,9 @@ DURABLE = "notifications"
 _BATCH_MAX = 64
 _FETCH_WAIT_S = 2.0
 _CALL_WAIT_S = 10.0
-# Longer than a batch may take: every call has its own deadline, and they run at once.
-_ACK_WAIT_S = 30.0
+# Longer than a batch may take: every call has its own deadline, and they run at once. What a
+# killed relay had taken comes again after this.
+_ACK_WAIT_S = 15.0
 _ACK_PENDING_MAX = 4096
 _NAK_BASE_S = 0.25
 _NAK_CAP_S = 30.0
@@ -53,12 +54,14 @@ class Consumer:
         """Consumes for ever; waits out whatever is away."""
         failures = 0
         while True:
+            go_on_unless_cancelled()
             try:
                 async with connect_stream(
                     self._nats_url, f"cellpay-{self._cell}-notifications"
                 ) as stream:
                     subscription = await _subscribe(stream)
                     while True:
+                        go_on_unless_cancelled()
                         await self._consume(subscription)
                         failures = 0
             except Exception as error:

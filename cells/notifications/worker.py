@@ -120,8 +120,10 @@ class Webhooks:
 
     async def _pause(self, seconds: float) -> None:
         """Until then, or until an attempt has ended."""
+        # Not wait_for: Python 3.11's loses a cancellation that comes together with the event.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._freed.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._freed.wait()
 
     async def _begin_due(self, session: aiohttp.ClientSession, group: asyncio.TaskGroup) -> int:
         """Begins what is due and has room; returns how many."""

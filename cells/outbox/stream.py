@@ -56,10 +56,14 @@ async def connect_stream(url: str, name: str) -> AsyncIterator[Any]:
         # It writes what it still has to a connection that may be gone.
         with contextlib.suppress(OSError, nats.errors.Error):
             await client.close()
-        # nats-py's close may swallow a cancellation.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError
+        go_on_unless_cancelled()
+
+
+def go_on_unless_cancelled() -> None:
+    """For loops around nats-py, which may swallow a cancellation and report a time-out instead."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def ensure_stream(stream: Any) -> None:
@@ -109,6 +113,7 @@ async def publish(stream: Any, events: Sequence[Event]) -> list[Event]:
                 headers={"Nats-Msg-Id": event.event_id},
             )
         except Exception as error:
+            go_on_unless_cancelled()
             # The others go on: they may be acknowledged.
             fault = error
         else:

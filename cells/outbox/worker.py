@@ -29,7 +29,7 @@ from cells.outbox.store import (
     sent_since,
     unsent_events,
 )
-from cells.outbox.stream import connect_stream, ensure_stream, publish
+from cells.outbox.stream import connect_stream, ensure_stream, go_on_unless_cancelled, publish
 from cells.settings import OutboxSettings
 
 log = structlog.get_logger(__name__)
@@ -61,9 +61,11 @@ class OutboxRelay:
     async def _relay_for_ever(self) -> None:
         failures = 0
         while True:
+            go_on_unless_cancelled()
             try:
                 async with connect_stream(self._nats_url, f"cellpay-{self._cell}-outbox") as stream:
                     while True:
+                        go_on_unless_cancelled()
                         try:
                             full = await self.relay_batch(stream)
                         except (NoStreamResponseError, NotFoundError):

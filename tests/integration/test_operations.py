@@ -348,7 +348,8 @@ async def test_a_leader_told_to_stop_leaves_the_way_free(
     address = servers.address("controller")
     async with grpc.aio.secure_channel(address, tls.channel_credentials()) as channel:
         # A stream like a subscriber's: the goodbye takes as long as it may.
-        stream = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        stream = stub.Watch(health_pb2.HealthCheckRequest())
         assert (await stream.read()).status == health_pb2.HealthCheckResponse.SERVING
         await asyncio.to_thread(launcher.stop, servers.path, "controller")
     assert await store.get(LEADER_KEY) is None

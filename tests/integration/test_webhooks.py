@@ -472,6 +472,18 @@ async def test_a_worker_that_is_told_to_stop_ends_what_it_began(cell: Cell, shop
     assert len(await cell.deliveries(shop, STATE.STATE_DELIVERED)) == 1
 
 
+async def test_a_cancellation_is_heard_though_an_attempt_ends_at_that_moment(cell: Cell) -> None:
+    """Python 3.11's wait_for lost it: the relay then sent for ever after its SIGTERM."""
+    webhooks = cell.webhooks()
+    async with asyncio.TaskGroup() as group:
+        pause = group.create_task(webhooks._pause(3600))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        webhooks._freed.set()
+        pause.cancel()
+    assert pause.cancelled()
+
+
 async def test_the_worker_of_a_deposed_cell_sends_nothing(cell: Cell, shop: str) -> None:
     witness = f"witness-{shop}"
     await cell.endpoint(shop, "/hook")

@@ -333,3 +333,37 @@ def test_controllers_that_cross_each_other_in_a_bad_network_end_every_operation_
 ) -> None:
     with mock.patch.object(control.operations.runner, "_STORE_RETRY_S", 0):
         asyncio.run(stormy_story(plans))
+
+
+async def wake_late(asleep_at: Step) -> None:
+    """A controller read the operation at this step, and goes on when the next one is planned."""
+    store, fence, calls = AuditedStore(), FenceDouble(), Calls(frozenset())
+    await store.commit(expect={}, puts={SLOT_MAP_KEY: FIRST.to_json()})
+    runner = Runner(store, fence, calls, now_ms=lambda: 0)
+    seen: dict[Step, Item] = {}
+    for target in ("b", "c"):
+        slot_map, revision = await current(store)
+        known = Known(slot_map, FIRST, frozenset(CELLS), frozenset(CELLS))
+        wish = Wish(OperationKind.MOVE, "", target, SlotRange(0, 9))
+        operation = await start_operation(store, known, revision, wish, "me", "why")
+        while target == "b":
+            item = await store.get(OPERATIONS_PREFIX + operation.operation_id)
+            assert item is not None
+            stored = Operation.from_json(item.value)
+            if stored.step in ENDED:
+                break
+            seen[stored.step] = item
+            await runner.step(stored, item)
+    late = seen[asleep_at]
+    await runner.step(Operation.from_json(late.value), late)
+    assert await store.get(RUNNING_OPERATION_KEY) is not None
+    assert (await current(store))[0].at(0) == (0, 9, "b", 2)
+    ended = await runner.run(operation.operation_id)
+    assert ended is not None
+    assert ended.step == Step.DONE
+    assert (await current(store))[0].at(0) == (0, 9, "c", 3)
+
+
+@pytest.mark.parametrize("asleep_at", [step for step in Step if step not in ENDED])
+def test_a_controller_that_wakes_late_changes_nothing(asleep_at: Step) -> None:
+    asyncio.run(wake_late(asleep_at))
