@@ -61,7 +61,9 @@ class Watchman:
             except StoreUnavailable as error:
                 log.warning("etcd is away", why=str(error))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), wait_s)
+                # Not wait_for: on Python 3.11 it loses a cancellation that comes with the result.
+                async with asyncio.timeout(wait_s):
+                    await changed.wait()
 
     async def _look(self) -> float:
         """Starts a failover if one is due; returns how long to wait before the next look."""

@@ -106,7 +106,9 @@ class SlotsHere:
                 self._draining.pop(slot, None)
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), left)
+                # Not wait_for: on Python 3.11 it loses a cancellation that comes with the result.
+                async with asyncio.timeout(left):
+                    await changed.wait()
 
     def _refusal(self, slot: int) -> Refusal:
         if self._map is None or not self._alive:
