@@ -29,7 +29,7 @@ from router.logs import configure_logs
 
 log = structlog.get_logger(__name__)
 
-_NICENESS = 5
+_NICENESS = 19
 # For webhooks under way; a longer one is cut off and sent again by who comes next.
 _GRACE_S = 4.0
 # The relay, the purge, the webhooks' polls.

@@ -26,6 +26,7 @@ import grpc
 from cellpay.accounts.v1 import accounts_pb2
 from cellpay.control.v1 import control_pb2 as pb
 from cellpay.money.v1.money_pb2 import Money
+from sqlalchemy import text
 
 from control.cellctl.main import verify_mesh
 from control.cellctl.session import Session
@@ -50,6 +51,7 @@ _MOVES = 24
 _KILLS = 3
 _PROBERS = 16
 _MERCHANT = "bench-shop"
+_TOLD_WAIT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Bench:
         async with self.session.mesh(CallPolicy(timeout_s=60)) as mesh:
             users = await self._people(mesh)
             await self._throughput(users)
+            await self._told()
             await self._paths(users["a"])
             await self._moves(mesh, users["a"])
             await self._kills(mesh)
@@ -155,6 +158,23 @@ class Bench:
         self.figure("transfer_per_s", "transfers/s", transfers)
         ratios = [one / other for one, other in zip(transfers, pays, strict=True)]
         self.figure("transfer_vs_pay", "ratio", ratios)
+
+    async def _told(self) -> None:
+        """Waits until the relays have told what was paid: their work must not meet the next figures."""
+        untold = text(
+            "SELECT (SELECT count(*) FROM outbox WHERE merchant_id <> '')"
+            " - (SELECT count(*) FROM deliveries)"
+        )
+        begin = time.perf_counter()
+        async with self.session.database() as engine, engine.connect() as connection:
+            behind = int((await connection.execute(untold)).scalar_one())
+            while int((await connection.execute(untold)).scalar_one()) > 0:
+                if time.perf_counter() - begin > _TOLD_WAIT_S:
+                    break
+                await asyncio.sleep(0.5)
+        waited = time.perf_counter() - begin
+        self.notes["events"] = f"{behind} events behind after the throughput run, {waited:.0f} s"
+        print(f"  {self.notes['events']}", flush=True)
 
     def _pgbench(self) -> float:
         """TPC-B-like, prepared statements, on the mesh's own server; a database of its own."""
