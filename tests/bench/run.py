@@ -160,7 +160,7 @@ class Bench:
         self.figure("transfer_vs_pay", "ratio", ratios)
 
     async def _told(self) -> None:
-        """Waits until the relays have told what was paid: their work must not meet the next figures."""
+        """Waits until the relays have told what was paid: the next figures are not theirs."""
         untold = text(
             "SELECT (SELECT count(*) FROM outbox WHERE merchant_id <> '')"
             " - (SELECT count(*) FROM deliveries)"
