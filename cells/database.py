@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
 
+import asyncpg
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cells.settings import DatabaseSettings
+
+# asyncpg's connection (it has no types): statements with arguments $1, $2 …, arrays as they are.
+Driver: TypeAlias = Any
 
 # The lanes' statements join small arrays to huge tables by primary key: nested loops over the
 # index are right whatever the statistics say, and one generic plan saves planning each group.
@@ -53,6 +59,37 @@ def make_engine(
     )
 
 
+@contextlib.asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[Driver]:
+    """A transaction on the driver's own connection; whoever does not commit it rolls it back.
+
+    SQLAlchemy keeps the pool and the URL. Its statements look at every element of an array
+    argument, which costs a group more than PostgreSQL does (docs/performance.md).
+    """
+    async with engine.connect() as connection:
+        driver: Driver = (await connection.get_raw_connection()).driver_connection
+        try:
+            await driver.execute("BEGIN")
+            yield driver
+        finally:
+            try:
+                if driver.is_in_transaction():
+                    await driver.execute("ROLLBACK")
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                await connection.invalidate()
+            if driver.is_closed():
+                await connection.invalidate()
+
+
+async def commit(driver: Driver) -> None:
+    await driver.execute("COMMIT")
+
+
+def changed_rows(status: str) -> int:
+    """Of a statement's status, as in "UPDATE 5"."""
+    return int(status.rpartition(" ")[2])
+
+
 def _ssl(url: Any) -> str:
     # asyncpg asks for TLS by default and falls back; a loopback server has none.
     return "prefer" if url.host not in {"127.0.0.1", "localhost", "::1"} else "disable"
@@ -60,6 +97,8 @@ def _ssl(url: Any) -> str:
 
 def sqlstate_of(error: BaseException) -> str:
     """The SQLSTATE behind an exception; empty when there is none."""
+    if isinstance(error, asyncpg.PostgresError):
+        return str(error.sqlstate or "")
     if isinstance(error, DBAPIError) and error.orig is not None:
         return str(getattr(error.orig, "sqlstate", None) or "")
     return ""
@@ -78,4 +117,6 @@ def is_away(error: BaseException) -> bool:
         return True
     if isinstance(error, DBAPIError):
         return error.connection_invalidated or not state
-    return type(error).__module__.startswith("asyncpg") or "QueuePool" in str(error)
+    if isinstance(error, asyncpg.PostgresError):
+        return not state
+    return isinstance(error, asyncpg.InterfaceError) or "QueuePool" in str(error)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import secrets
-import time
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from cellpay.money.v1.money_pb2 import Money
@@ -21,7 +20,7 @@ from iso4217 import Currency
 from cells.ledger.model import MAX_AMOUNT_MINOR, Idempotency
 from router.errors import Violation, bad_request
 from router.home import home_field
-from router.ids import Kind, kind_of_id, mint
+from router.ids import Kind, kind_of_id
 
 CURRENCIES = frozenset(currency.code for currency in Currency)
 _ID_CHARACTERS_MAX = 64
@@ -100,10 +99,6 @@ def idempotency_of(check: Checker, method: str, request: Message) -> Idempotency
     return Idempotency(scope, key, method, digest)
 
 
-def new_id(kind: Kind, slot: int) -> str:
-    return mint(kind, slot, unix_ms=time.time_ns() // 1_000_000, random_80=secrets.randbits(80))
-
-
 def timeout_of(context: Any) -> float | None:
     """Seconds that the caller will still wait; None: no deadline."""
     left: float | None = context.time_remaining()
@@ -141,7 +136,9 @@ def masked(message: M, mask: FieldMask) -> M:
     return kept
 
 
+@lru_cache(maxsize=256)
 def timestamp(moment: Any) -> Timestamp:
+    """Cached: what one group made has one time. Not to be changed; messages copy it."""
     stamp = Timestamp()
     stamp.FromDatetime(moment)
     return stamp
@@ -157,7 +154,6 @@ __all__ = [
     "idempotency_of",
     "masked",
     "money",
-    "new_id",
     "page_start",
     "page_token",
     "timeout_of",

@@ -23,9 +23,7 @@ from cellpay.notifications.v1 import notifications_pb2_grpc
 from cellpay.orders.v1 import orders_pb2_grpc
 from cellpay.payments.v1 import payments_pb2_grpc
 from cellpay.transfers.v1 import funding_pb2_grpc, participant_pb2_grpc, transfers_pb2_grpc
-from grpc_channelz.v1 import channelz
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2
 
 from cells.accounts.service import AccountsService
 from cells.cell_service import CellService
@@ -45,6 +43,7 @@ from cells.transfers.worker import Recovery
 from router.client import CallPolicy, TlsFiles, connect
 from router.guard import GuardedServer, SlotsHere
 from router.logs import configure_logs
+from router.standard import add_standard_services
 from router.store.etcd import connect_etcd
 
 log = structlog.get_logger(__name__)
@@ -63,12 +62,25 @@ _CALLERS = {
     "cellpay.transfers.v1.ParticipantService": ("cell",),
     "cellpay.transfers.v1.FundingService": ("cell",),
 }
+_SERVICES = [
+    f"cellpay.{name}"
+    for name in (
+        "accounts.v1.AccountsService",
+        "orders.v1.OrdersService",
+        "payments.v1.PaymentsService",
+        "transfers.v1.TransfersService",
+        "transfers.v1.ParticipantService",
+        "transfers.v1.FundingService",
+        "notifications.v1.NotificationsService",
+        "cell.v1.CellService",
+    )
+]
 _GRACE_S = 2.0
 
 
 async def serve(settings: CellSettings) -> None:
     """Runs the cell until SIGTERM; raises when it must stop (a broken money invariant)."""
-    tls = TlsFiles(settings.tls.ca, settings.tls.certificate, settings.tls.key)
+    tls = settings.tls
     here = SlotsHere(settings.cell)
     name = f"cellpay-{settings.cell}"
     lane_engine = make_engine(
@@ -106,6 +118,8 @@ async def serve(settings: CellSettings) -> None:
             lease_ttl_s=settings.lease_ttl_s,
             on_gain=gains.put_nowait,
         )
+        # By default it says SERVING from the start; `_announce` says when that is true.
+        await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         for server in servers:
             await server.start()
         try:
@@ -178,7 +192,7 @@ def _server(
     guarded = GuardedServer(server, here, _CALLERS)
     for add, service in services:
         add(service, guarded)
-    _add_standard_services(server, health_servicer)
+    add_standard_services(server, health_servicer, _SERVICES)
     server.add_secure_port(settings.listen, tls.server_credentials())
     return server
 
@@ -219,27 +233,6 @@ async def _recover_gains(gains: asyncio.Queue[frozenset[int]], recovery: Recover
             await recovery.recover(gained, min_age_s=0)
         except Exception as error:
             log.warning("recovery of gained slots is held up", error=type(error).__name__)
-
-
-def _add_standard_services(server: grpc.aio.Server, health_servicer: Any) -> None:
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    channelz.add_channelz_servicer(server)
-    names = [
-        f"cellpay.{area}.v1.{service}"
-        for area, service in (
-            ("accounts", "AccountsService"),
-            ("orders", "OrdersService"),
-            ("payments", "PaymentsService"),
-            ("transfers", "TransfersService"),
-            ("transfers", "ParticipantService"),
-            ("transfers", "FundingService"),
-            ("notifications", "NotificationsService"),
-            ("cell", "CellService"),
-        )
-    ]
-    reflection.enable_server_reflection(
-        [*names, health.SERVICE_NAME, "grpc.channelz.v1.Channelz", reflection.SERVICE_NAME], server
-    )
 
 
 def main() -> None:

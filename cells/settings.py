@@ -7,12 +7,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-
-@dataclass(frozen=True, slots=True)
-class TlsSettings:
-    ca: str
-    certificate: str
-    key: str
+from router.client.tls import TlsFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +86,7 @@ class CellSettings:
     etcd: str
     nats_url: str
     redis_url: str
-    tls: TlsSettings
+    tls: TlsFiles
     xds_bootstrap: str
     # Shorter finds a death sooner; longer forgives a busy machine. etcd's own minimum is 2 s.
     lease_ttl_s: int = 3

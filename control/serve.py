@@ -18,9 +18,7 @@ import grpc
 import structlog
 import uvloop
 from cellpay.control.v1 import control_pb2_grpc
-from grpc_channelz.v1 import channelz
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2
 
 from control.fencing import DATABASE_FAULTS, Fence, make_fence_engine
 from control.health import Watchman
@@ -38,6 +36,7 @@ from router.guard import GuardedServer, SlotsHere
 from router.identity import spiffe_id
 from router.logs import configure_logs
 from router.slotmap import SlotMap
+from router.standard import add_standard_services
 from router.store.etcd import connect_etcd
 from router.store.model import (
     DECLARED_CELLS_PREFIX,
@@ -49,6 +48,10 @@ from router.store.model import (
 
 log = structlog.get_logger(__name__)
 
+_SERVICES = [
+    "cellpay.control.v1.ControlService",
+    "envoy.service.discovery.v3.AggregatedDiscoveryService",
+]
 _RETRY_S = 0.5
 _GRACE_S = 1.0
 
@@ -90,7 +93,7 @@ async def serve(settings: ControllerSettings) -> None:
     )
     control_pb2_grpc.add_ControlServiceServicer_to_server(ControlService(store, view, xds), guarded)
     xds.add_to_server(server)
-    _add_standard_services(server, health_servicer)
+    add_standard_services(server, health_servicer, _SERVICES)
     server.add_secure_port(settings.listen, tls.server_credentials())
     # By default it says SERVING from the start; `_announce` says when that is true.
     await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -185,21 +188,6 @@ async def _until_terminated() -> None:
         loop.add_signal_handler(number, stop.set)
     await stop.wait()
     raise _Terminated
-
-
-def _add_standard_services(server: grpc.aio.Server, health_servicer: Any) -> None:
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    channelz.add_channelz_servicer(server)
-    reflection.enable_server_reflection(
-        [
-            "cellpay.control.v1.ControlService",
-            "envoy.service.discovery.v3.AggregatedDiscoveryService",
-            health.SERVICE_NAME,
-            "grpc.channelz.v1.Channelz",
-            reflection.SERVICE_NAME,
-        ],
-        server,
-    )
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import grpc
@@ -127,18 +127,16 @@ class SlotsHere:
             metadata={"slot": str(slot), "owner": owner.cell, "epoch": str(owner.epoch)},
         )
 
-    @contextlib.asynccontextmanager
-    async def request(self, slot: int) -> AsyncIterator[None]:
-        """Holds the slot here while a request of it runs. Raises Refusal when it is not here."""
+    async def enter(self, slot: int) -> None:
+        """Holds the slot here until `leave`. Raises Refusal when it is not here."""
         if self._draining and slot in self._draining:
             await self._parked(slot)
         if not (self._mine[slot] and self._alive):
             raise self._refusal(slot)
         self._in_flight[slot] += 1
-        try:
-            yield
-        finally:
-            self._in_flight[slot] -= 1
+
+    def leave(self, slot: int) -> None:
+        self._in_flight[slot] -= 1
 
 
 class _Malformed:
@@ -178,7 +176,7 @@ class GuardedServer:
         self._faults = dict(faults or {})
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Generated code registers twice; the registered handlers below are the guarded ones."""
+        """Generated code registers twice; the handlers below are the guarded ones."""
 
     def add_registered_method_handlers(
         self, service_name: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
@@ -187,10 +185,11 @@ class GuardedServer:
             name: self._wrap(service_name, name, cast(Any, handler))
             for name, handler in handlers.items()
         }
+        # Not add_registered_method_handlers: grpc.aio (1.85) waits for each registered method by
+        # a future of its own, and goes through all of them at every call that comes.
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(service_name, guarded),)
         )
-        self._server.add_registered_method_handlers(service_name, guarded)
 
     def _wrap(self, service: str, name: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
         if handler.request_streaming or handler.response_streaming:
@@ -217,8 +216,11 @@ def _at_home(here: SlotsHere, finder: SlotFinder, field: str, behaviour: Behavio
             slot = finder(request)
         except ValueError as error:
             raise bad_request([Violation(field, str(error))]) from None
-        async with here.request(slot):
+        await here.enter(slot)
+        try:
             return await behaviour(request, context)
+        finally:
+            here.leave(slot)
 
     return guarded
 

@@ -20,6 +20,7 @@ from router.slots import SLOT_COUNT, slot_of_user
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _VALUES = {digit: value for value, digit in enumerate(ALPHABET)}
+_DIGITS = frozenset(ALPHABET)
 _PAIRS = [high + low for high in ALPHABET for low in ALPHABET]
 _BODY_DIGITS = 26
 
@@ -67,6 +68,12 @@ def mint(kind: Kind, slot: int, *, unix_ms: int, random_80: int) -> str:
     return f"{kind}_{encode_slot(slot)}{_encode_128(number)}"
 
 
+@lru_cache(maxsize=16)
+def time_digits(unix_ms: int) -> str:
+    """The first ten digits of an ID's body."""
+    return _encode_128((unix_ms & ((1 << 48) - 1)) << 80)[:10]
+
+
 def derive(kind: Kind, slot: int, *parts: str) -> str:
     """An ID computed from what it names: the same parts give the same ID, anywhere.
 
@@ -107,17 +114,15 @@ def slot_of_id(identifier: str) -> int:
     kind, underscore, rest = identifier.partition("_")
     if not underscore or len(rest) != 2 + _BODY_DIGITS or kind not in _KINDS:
         raise ValueError(f"{identifier[:64]!r} is not a Cellpay ID")
-    try:
-        for digit in rest:
-            _VALUES[digit]
-        return _VALUES[rest[0]] * 32 + _VALUES[rest[1]]
-    except KeyError as error:
-        raise ValueError(f"{identifier[:64]!r} holds {error.args[0]!r}, no base-32 digit") from None
+    if not _DIGITS.issuperset(rest):
+        digit = next(digit for digit in rest if digit not in _DIGITS)
+        raise ValueError(f"{identifier[:64]!r} holds {digit!r}, no base-32 digit")
+    return _VALUES[rest[0]] * 32 + _VALUES[rest[1]]
 
 
 def kind_of_id(identifier: str) -> Kind:
     slot_of_id(identifier)
-    return Kind(identifier.partition("_")[0])
+    return _KINDS[identifier.partition("_")[0]]
 
 
-_KINDS = frozenset(kind.value for kind in Kind)
+_KINDS = {kind.value: kind for kind in Kind}

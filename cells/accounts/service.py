@@ -20,13 +20,13 @@ from cells.requests import (
     idempotency_of,
     masked,
     money,
-    new_id,
     page_start,
     page_token,
     timeout_of,
     timestamp,
 )
 from router.ids import Kind, Purpose, account_id, slot_of_id
+from router.minting import mint_now
 from router.slots import slot_of_user
 
 _KINDS = {
@@ -171,7 +171,7 @@ class AccountsService(accounts_pb2_grpc.AccountsServiceServicer):
         check.done()
         slot = slot_of_user(user_id)
         command = MoveMoney(
-            slot, new_id(Kind.MOVEMENT, slot), user_id, direction, amount,
+            slot, mint_now(Kind.MOVEMENT, slot), user_id, direction, amount,
             request.amount.currency, idempotency,
         )  # fmt: skip
         outcome = await self._lanes.submit(command, timeout_of(context))

@@ -32,6 +32,6 @@ merchants = Table(
     Column("created_at", DateTime(timezone=True), nullable=False),
 )
 
-MOVEMENTS: RecordType[Movement] = RecordType(movements, Movement, locked=False)
+MOVEMENTS: RecordType[Movement] = RecordType(movements, Movement)
 # Read by other cells, so never locked: a merchant's opening or closing is seen a moment later.
-MERCHANTS: RecordType[Merchant] = RecordType(merchants, Merchant, locked=False)
+MERCHANTS: RecordType[Merchant] = RecordType(merchants, Merchant)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from sqlalchemy import Table, TextClause, text
+from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
@@ -23,11 +23,12 @@ _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
 class RecordType(Generic[Row]):
     """A table whose first two columns, slot and ID, are its primary key, and its row class.
 
-    `locked`: rows are locked when read, because they change. A table of rows that are only ever
-    inserted needs no lock.
+    `changes`: the fields that may change once a row is there. Its rows are locked when read; those
+    of a table that is only ever inserted into need no lock. Rows are made with `created_at` set to
+    the transaction's time.
     """
 
-    def __init__(self, table: Table, row: type[Row], *, locked: bool = True) -> None:
+    def __init__(self, table: Table, row: type[Row], *, changes: Sequence[str] = ()) -> None:
         fields: Sequence[str] = row._fields  # type: ignore[attr-defined]
         columns = [table.c[name] for name in fields]
         if [column.name for column in columns[:2]] != [
@@ -37,23 +38,24 @@ class RecordType(Generic[Row]):
         self.name = table.name
         self.table = table
         self.row = row
-        self.locked = locked
+        self.locked = bool(changes)
         self.fields = tuple(fields)
         self.id_field = self.fields[1]
         self.key = tuple(column.name for column in table.primary_key.columns)
-        self.array_types = tuple(f"{column.type.compile(dialect=_DIALECT)}[]" for column in columns)
+        self.changes = tuple(changes)
+        self.types = tuple(str(column.type.compile(dialect=_DIALECT)) for column in columns)
 
     def __repr__(self) -> str:
         return f"RecordType({self.name})"
 
 
 @cache
-def load_statement(record: RecordType[Any]) -> TextClause:
-    """Rows by (slot, ID) pairs `:slots`, `:ids`, locked in key order (pitfall 13)."""
+def load_statement(record: RecordType[Any]) -> str:
+    """Rows by (slot, ID) pairs in two arrays, locked in key order (pitfall 13)."""
     columns = ", ".join(f"t.{name}" for name in record.fields)
     lock = " FOR UPDATE OF t" if record.locked else ""
-    return text(
-        f"SELECT {columns} FROM unnest(CAST(:slots AS smallint[]), CAST(:ids AS text[]))"
+    return (
+        f"SELECT {columns} FROM unnest(CAST($1 AS smallint[]), CAST($2 AS text[]))"
         f" AS k(slot, id) JOIN {record.name} AS t ON t.slot = k.slot AND t.{record.id_field} = k.id"
         f" ORDER BY t.slot, t.{record.id_field}{lock}"
     )
@@ -66,41 +68,62 @@ class Write(NamedTuple):
     fresh: bool
     stale: bool
 
+    def sent(self) -> list[int]:
+        """The positions of the fields whose values are sent: as few as it takes.
+
+        An array's elements are what a group costs; a time that all rows share is sent once.
+        """
+        fields = self.record.fields
+        if self.fresh:
+            return [number for number, name in enumerate(fields) if name != _STAMP]
+        needed = {*self.record.key, *self.record.changes}
+        return [number for number, name in enumerate(fields) if name in needed]
+
+
+_STAMP = "created_at"
+
 
 @cache
-def write_statement(writes: tuple[Write, ...]) -> TextClause:
-    parts = [f"w_{write.record.name} AS ({_write_one(write)})" for write in writes]
-    return text(f"WITH {', '.join(parts)} SELECT 1")
+def write_statement(writes: tuple[Write, ...]) -> str:
+    """All tables in one statement. Arguments: the time, then those of `write_arguments`."""
+    parts = []
+    first = 2
+    for write in writes:
+        parts.append(f"w_{write.record.name} AS ({_write_one(write, first)})")
+        first += len(write.sent())
+    return f"WITH {', '.join(parts)} SELECT CAST($1 AS timestamptz)"
 
 
-def _write_one(write: Write) -> str:
+def _write_one(write: Write, first: int) -> str:
     record = write.record
-    name = record.name
+    sent = write.sent()
+    names = [record.fields[number] for number in sent]
     arrays = ", ".join(
-        f"CAST(:{name}_{field} AS {array_type})"
-        for field, array_type in zip(record.fields, record.array_types, strict=True)
+        f"CAST(${argument} AS {record.types[number]}[])"
+        for argument, number in enumerate(sent, first)
     )
-    columns = ", ".join(record.fields)
-    changing = [field for field in record.fields if field not in record.key]
+    columns = ", ".join(names)
     if write.fresh:
-        statement = f"INSERT INTO {name} ({columns}) SELECT * FROM unnest({arrays})"
+        target, values = columns, "u.*"
+        if _STAMP in record.fields:
+            target, values = f"{columns}, {_STAMP}", "u.*, CAST($1 AS timestamptz)"
+        statement = (
+            f"INSERT INTO {record.name} ({target}) SELECT {values} FROM unnest({arrays}) AS u"
+        )
         if write.stale:
-            updates = ", ".join(f"{field} = excluded.{field}" for field in changing)
+            updates = ", ".join(f"{field} = excluded.{field}" for field in record.changes)
             statement += f" ON CONFLICT ({', '.join(record.key)}) DO UPDATE SET {updates}"
     else:
-        updates = ", ".join(f"{field} = u.{field}" for field in changing)
+        updates = ", ".join(f"{field} = u.{field}" for field in record.changes)
         matches = " AND ".join(f"t.{field} = u.{field}" for field in record.key)
         statement = (
-            f"UPDATE {name} AS t SET {updates} FROM unnest({arrays}) AS u({columns})"
+            f"UPDATE {record.name} AS t SET {updates} FROM unnest({arrays}) AS u({columns})"
             f" WHERE {matches}"
         )
     return f"{statement} RETURNING 1"
 
 
-def write_arguments(record: RecordType[Any], rows: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
-    """The arrays of `write_statement` for these rows."""
-    columns = zip(*rows, strict=True)
-    return {
-        f"{record.name}_{field}": list(column)
-        for field, column in zip(record.fields, columns, strict=True)
-    }
+def write_arguments(write: Write, rows: Iterable[tuple[Any, ...]]) -> Iterable[tuple[Any, ...]]:
+    """One array a field that is sent."""
+    columns = list(zip(*rows, strict=True))
+    return [columns[number] for number in write.sent()]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cells.database import Driver, commit, transaction
 from cells.fencing.store import FencedSession, fence
 from cells.ledger.book import Book
 from cells.ledger.model import (
@@ -39,14 +40,14 @@ async def commit_group(
     slots = {command.slot for command in commands}
     for command in commands:
         slots.update(command.other_slots())
-    async with engine.connect() as connection:
-        session, held = await fence(connection, cell, slots)
+    async with transaction(engine) as driver:
+        session, held = await fence(driver, cell, slots)
         book = Book(held.epochs, held.now)
-        await _load(connection, book, _first_keys(commands))
-        await _load(connection, book, _second_keys(commands, book))
+        await _load(driver, book, _first_keys(commands))
+        await _load(driver, book, _second_keys(commands, book))
         outcomes = [decide(book, command) for command in commands]
         if await _write(session, book):
-            await connection.commit()
+            await commit(driver)
     return outcomes
 
 
@@ -109,7 +110,7 @@ def _second_keys(commands: Iterable[Command], book: Book) -> Iterable[Key]:
             yield from command.accounts(book)
 
 
-async def _load(connection: AsyncConnection, book: Book, keys: Iterable[Key]) -> None:
+async def _load(driver: Driver, book: Book, keys: Iterable[Key]) -> None:
     """Loads rows into the book, a statement a table, tables in the order they are first named."""
     wanted: dict[RecordType[Any], dict[str, int]] = {}
     for key in keys:
@@ -122,10 +123,8 @@ async def _load(connection: AsyncConnection, book: Book, keys: Iterable[Key]) ->
         }
         if not new:
             continue
-        rows = await connection.execute(
-            load_statement(record), {"slots": list(new.values()), "ids": list(new)}
-        )
-        book.load(record, (record.row(*row) for row in rows))
+        rows = await driver.fetch(load_statement(record), list(new.values()), list(new))
+        book.load(record, map(record.row._make, rows))
 
 
 async def _write(session: FencedSession, book: Book) -> bool:
@@ -133,9 +132,11 @@ async def _write(session: FencedSession, book: Book) -> bool:
     changes = sorted(book.changes(), key=lambda change: change.record.name)
     if not changes:
         return False
-    arguments: dict[str, Any] = {}
+    arguments: list[Any] = [book.now]
+    writes = []
     for change in changes:
-        arguments |= write_arguments(change.record, change.rows)
-    writes = tuple(Write(change.record, change.fresh, change.stale) for change in changes)
-    await session.execute(write_statement(writes), arguments)
+        write = Write(change.record, change.fresh, change.stale)
+        writes.append(write)
+        arguments += write_arguments(write, change.rows)
+    await session.driver.execute(write_statement(tuple(writes)), *arguments)
     return True

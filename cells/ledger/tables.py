@@ -90,9 +90,11 @@ Index(
     postgresql_where=text("purpose = 'collection'"),
 )
 
-ACCOUNTS: RecordType[Account] = RecordType(accounts, Account)
-ENTRIES: RecordType[Entry] = RecordType(entries, Entry, locked=False)
-IDEMPOTENCY: RecordType[IdempotencyRecord] = RecordType(
-    idempotency, IdempotencyRecord, locked=False
+ACCOUNTS: RecordType[Account] = RecordType(
+    accounts,
+    Account,
+    changes=("state", "balance", "held", "promised", "reserved", "sequence"),
 )
-OUTBOX: RecordType[Event] = RecordType(outbox, Event, locked=False)
+ENTRIES: RecordType[Entry] = RecordType(entries, Entry)
+IDEMPOTENCY: RecordType[IdempotencyRecord] = RecordType(idempotency, IdempotencyRecord)
+OUTBOX: RecordType[Event] = RecordType(outbox, Event)

@@ -58,5 +58,9 @@ Index(
     deliveries.c.delivery_id,
 )
 
-ENDPOINTS: RecordType[Endpoint] = RecordType(endpoints, Endpoint)
-DELIVERIES: RecordType[Delivery] = RecordType(deliveries, Delivery)
+ENDPOINTS: RecordType[Endpoint] = RecordType(
+    endpoints, Endpoint, changes=("url", "secret", "updated_at")
+)
+DELIVERIES: RecordType[Delivery] = RecordType(
+    deliveries, Delivery, changes=("state", "attempts", "last_error", "next_attempt_at")
+)

@@ -20,13 +20,13 @@ from cells.requests import (
     idempotency_of,
     masked,
     money,
-    new_id,
     page_start,
     page_token,
     timeout_of,
     timestamp,
 )
 from router.ids import Kind, slot_of_id
+from router.minting import mint_now
 from router.slots import slot_of_user
 
 _STATES_OUT = {
@@ -66,7 +66,7 @@ class OrdersService(orders_pb2_grpc.OrdersServiceServicer):
         check.done()
         slot = slot_of_user(payer_id)
         command = CreateOrder(
-            slot, new_id(Kind.ORDER, slot), payer_id, merchant_id, amount,
+            slot, mint_now(Kind.ORDER, slot), payer_id, merchant_id, amount,
             request.amount.currency, description, idempotency,
         )  # fmt: skip
         return order_message(resource_of(await self._lanes.submit(command, timeout_of(context))))

@@ -24,4 +24,4 @@ orders = Table(
 )
 Index("orders_by_payer", orders.c.slot, orders.c.payer_id, orders.c.order_id)
 
-ORDERS: RecordType[Order] = RecordType(orders, Order)
+ORDERS: RecordType[Order] = RecordType(orders, Order, changes=("state", "payment_id"))

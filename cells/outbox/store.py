@@ -6,9 +6,10 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import literal, literal_column, select, text, tuple_
+from sqlalchemy import literal, literal_column, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cells.database import changed_rows, commit, transaction
 from cells.fencing.store import FencedSession, fence
 from cells.fencing.tables import slots
 from cells.ledger.model import Event
@@ -51,39 +52,36 @@ async def unsent_events(
         return [Event(*row) for row in await connection.execute(statement)]
 
 
-_SET_SENT = text(
-    "UPDATE outbox AS t SET sent = :sent"
-    " FROM unnest(CAST(:slots AS smallint[]), CAST(:ids AS text[])) AS k(slot, id)"
-    " WHERE t.slot = k.slot AND t.event_id = k.id AND t.sent <> :sent"
+_SET_SENT = (
+    "UPDATE outbox AS t SET sent = CAST($1 AS boolean)"
+    " FROM unnest(CAST($2 AS smallint[]), CAST($3 AS text[])) AS k(slot, id)"
+    " WHERE t.slot = k.slot AND t.event_id = k.id AND t.sent <> CAST($1 AS boolean)"
 )
 
 
 async def set_sent(session: FencedSession, events: Collection[Position], *, sent: bool) -> int:
     """How many rows it changed."""
-    arguments = {
-        "sent": sent,
-        "slots": [event.slot for event in events],
-        "ids": [event.event_id for event in events],
-    }
-    return (await session.execute(_SET_SENT, arguments)).rowcount
+    slots_of = [event.slot for event in events]
+    ids = [event.event_id for event in events]
+    return changed_rows(await session.driver.execute(_SET_SENT, sent, slots_of, ids))
 
 
 async def mark(engine: AsyncEngine, cell: str, events: Collection[Position], *, sent: bool) -> int:
     """Marks the events of slots that `cell` owns under the fence; returns how many changed."""
-    async with engine.connect() as connection:
-        session, held = await fence(connection, cell, {event.slot for event in events})
+    async with transaction(engine) as driver:
+        session, held = await fence(driver, cell, {event.slot for event in events})
         ours = [event for event in events if event.slot in held.epochs]
         changed = await set_sent(session, ours, sent=sent) if ours else 0
         if changed:
-            await connection.commit()
+            await commit(driver)
     return changed
 
 
 # One slot a transaction, by its primary key: no index on time is needed, since IDs begin with it.
-_PURGE = text(
-    "DELETE FROM outbox WHERE slot = :slot AND event_id IN ("
-    "SELECT event_id FROM outbox WHERE slot = :slot AND event_id < :bound AND sent"
-    " AND created_at < :before ORDER BY event_id LIMIT :count_max)"
+_PURGE = (
+    "DELETE FROM outbox WHERE slot = CAST($1 AS smallint) AND event_id IN ("
+    "SELECT event_id FROM outbox WHERE slot = CAST($1 AS smallint) AND event_id < $2 AND sent"
+    " AND created_at < CAST($3 AS timestamptz) ORDER BY event_id LIMIT $4)"
 )
 
 
@@ -91,25 +89,20 @@ async def purge(
     engine: AsyncEngine, cell: str, slot: int, retention_s: float, count_max: int
 ) -> int:
     """Deletes a batch of the slot's sent events that are older than the retention."""
-    async with engine.connect() as connection:
-        session, held = await fence(connection, cell, [slot])
+    async with transaction(engine) as driver:
+        session, held = await fence(driver, cell, [slot])
         if slot not in held.epochs:
             return 0
         before = held.now - timedelta(seconds=retention_s)
         deleted = await _delete_sent(session, slot, before, count_max)
         if deleted:
-            await connection.commit()
+            await commit(driver)
     return deleted
 
 
 async def _delete_sent(session: FencedSession, slot: int, before: datetime, count_max: int) -> int:
-    arguments = {
-        "slot": slot,
-        "before": before,
-        "bound": _bound(slot, before + _CLOCKS_APART_MAX),
-        "count_max": count_max,
-    }
-    return (await session.execute(_PURGE, arguments)).rowcount
+    bound = _bound(slot, before + _CLOCKS_APART_MAX)
+    return changed_rows(await session.driver.execute(_PURGE, slot, bound, before, count_max))
 
 
 async def owned_slots(engine: AsyncEngine, cell: str) -> Sequence[int]:

@@ -14,10 +14,11 @@ from cells.answers import resource_of
 from cells.ledger.worker import Lanes
 from cells.payments.model import Refund, RefundEvent, RefundState
 from cells.payments.rules import EndRefund
-from cells.requests import money, new_id
+from cells.requests import money
 from router.client import Mesh
 from router.errors import details_of
 from router.ids import Kind, collection_account_id
+from router.minting import mint_now
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +38,7 @@ class Refunding:
         event = await self._fund(refund)
         if event is None:
             return refund
-        command_event = new_id(Kind.EVENT, refund.slot)
+        command_event = mint_now(Kind.EVENT, refund.slot)
         outcome = await self._lanes.submit(
             EndRefund(refund.slot, refund.refund_id, command_event, event)
         )

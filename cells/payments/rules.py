@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii as quoted
 
 from cells.accounts.rules import account_keys, overflow, shortage, usable
 from cells.ledger.book import Book, Leg
@@ -18,6 +19,7 @@ from cells.ledger.model import (
     Reason,
     Refused,
 )
+from cells.ledger.tables import ACCOUNTS
 from cells.orders.model import OrderEvent
 from cells.orders.rules import next_state
 from cells.orders.tables import ORDERS
@@ -47,10 +49,10 @@ class Pay:
         order = book.get(ORDERS, self.order_id)
         if order is None:
             return ()
-        return account_keys(
-            account_id(order.payer_id, order.currency),
-            collection_account_id(self.slot, order.merchant_id, order.currency),
-        )
+        # Both in this slot (docs/decisions/0001-collection-accounts-per-slot.md).
+        payer = account_id(order.payer_id, order.currency)
+        collection = collection_account_id(self.slot, order.merchant_id, order.currency)
+        return (Key(ACCOUNTS, self.slot, payer), Key(ACCOUNTS, self.slot, collection))
 
     def decide(self, book: Book) -> Outcome:
         order = book.get(ORDERS, self.order_id)
@@ -89,22 +91,13 @@ class Pay:
             self.slot, self.payment_id, order.order_id, order.payer_id, order.merchant_id,
             order.amount, order.currency, 0, book.now,
         )  # fmt: skip
-        book.tell(
-            self.slot,
-            self.event_id,
-            "payment.succeeded",
-            order.merchant_id,
-            json.dumps(
-                {
-                    "payment_id": self.payment_id,
-                    "order_id": order.order_id,
-                    "payer_id": order.payer_id,
-                    "merchant_id": order.merchant_id,
-                    "amount_minor_units": order.amount,
-                    "currency": order.currency,
-                }
-            ),
+        # Written by hand, as json.dumps would: it is in the path of every payment.
+        told = (
+            f'{{"payment_id": "{self.payment_id}", "order_id": "{order.order_id}", '
+            f'"payer_id": {quoted(order.payer_id)}, "merchant_id": {quoted(order.merchant_id)}, '
+            f'"amount_minor_units": {order.amount}, "currency": "{order.currency}"}}'
         )
+        book.tell(self.slot, self.event_id, "payment.succeeded", order.merchant_id, told)
         return Accepted(book.put(PAYMENTS, payment))
 
 

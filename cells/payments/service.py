@@ -21,13 +21,13 @@ from cells.requests import (
     idempotency_of,
     masked,
     money,
-    new_id,
     page_start,
     page_token,
     timeout_of,
     timestamp,
 )
 from router.ids import Kind, slot_of_id
+from router.minting import mint_now
 from router.slots import slot_of_user
 
 _REFUND_STATES_OUT = {
@@ -82,7 +82,7 @@ class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
         check.done()
         slot = slot_of_id(order_id)
         command = Pay(
-            slot, new_id(Kind.PAYMENT, slot), new_id(Kind.EVENT, slot), order_id, idempotency
+            slot, mint_now(Kind.PAYMENT, slot), mint_now(Kind.EVENT, slot), order_id, idempotency
         )
         outcome = await self._lanes.submit(command, timeout_of(context))
         return payment_message(resource_of(outcome))
@@ -106,7 +106,7 @@ class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
         check.done()
         slot = slot_of_id(payment_id)
         command = RefundPayment(
-            slot, new_id(Kind.REFUND, slot), new_id(Kind.EVENT, slot), payment_id, amount,
+            slot, mint_now(Kind.REFUND, slot), mint_now(Kind.EVENT, slot), payment_id, amount,
             request.amount.currency if partial else None, reason, idempotency,
         )  # fmt: skip
         refund: Refund = resource_of(await self._lanes.submit(command, timeout_of(context)))

@@ -44,5 +44,5 @@ Index(
     postgresql_where=text("state = 'pending'"),
 )
 
-PAYMENTS: RecordType[Payment] = RecordType(payments, Payment)
-REFUNDS: RecordType[Refund] = RecordType(refunds, Refund)
+PAYMENTS: RecordType[Payment] = RecordType(payments, Payment, changes=("refunded",))
+REFUNDS: RecordType[Refund] = RecordType(refunds, Refund, changes=("state",))

@@ -17,7 +17,6 @@ from cells.ledger.model import Account
 from cells.ledger.tables import ACCOUNTS, accounts
 from cells.ledger.worker import Lanes
 from cells.reading import ReadEngine, fetch
-from cells.requests import new_id
 from cells.settings import SettlementSettings
 from cells.transfers.coordinator import Coordinator
 from cells.transfers.model import Transfer, TransferKind
@@ -25,6 +24,7 @@ from cells.transfers.rules import BeginTransfer
 from router.errors import Refusal
 from router.guard import SlotsHere
 from router.ids import Kind, account_id
+from router.minting import mint_now
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +88,8 @@ class Settlement:
         """1 when the account's money is on its way."""
         slot = account.slot
         command = BeginTransfer(
-            slot, new_id(Kind.TRANSFER, slot), new_id(Kind.EVENT, slot), TransferKind.SETTLEMENT,
+            slot, mint_now(Kind.TRANSFER, slot), mint_now(Kind.EVENT, slot),
+            TransferKind.SETTLEMENT,
             account.user_id, account.user_id, account.account_id,
             account_id(account.user_id, account.currency), None, account.currency, "",
             None,

@@ -18,13 +18,14 @@ from cellpay.transfers.v1 import participant_pb2
 
 from cells.answers import resource_of
 from cells.ledger.worker import Lanes
-from cells.requests import money, new_id
+from cells.requests import money
 from cells.settings import TransferSettings
 from cells.transfers.model import Transfer, TransferEvent, TransferState
 from cells.transfers.rules import AdvanceTransfer
 from router.client import Mesh
 from router.errors import details_of
 from router.ids import Kind
+from router.minting import mint_now
 
 log = structlog.get_logger(__name__)
 
@@ -109,7 +110,7 @@ class Coordinator:
 
     async def _advance(self, transfer: Transfer, event: TransferEvent, reason: str) -> Transfer:
         command = AdvanceTransfer(
-            transfer.slot, transfer.transfer_id, new_id(Kind.EVENT, transfer.slot), event, reason
+            transfer.slot, transfer.transfer_id, mint_now(Kind.EVENT, transfer.slot), event, reason
         )
         advanced: Transfer = resource_of(await self._lanes.submit(command))
         return advanced

@@ -24,7 +24,6 @@ from cells.requests import (
     idempotency_of,
     masked,
     money,
-    new_id,
     timeout_of,
     timestamp,
 )
@@ -40,6 +39,7 @@ from cells.transfers.rules import BeginTransfer, EndBranch, TryBranch
 from cells.transfers.tables import TRANSFERS
 from router.errors import Refusal
 from router.ids import Kind, account_id, collection_account_id, slot_of_id
+from router.minting import mint_now
 from router.slots import slot_of_user
 
 _STATES_OUT = {
@@ -109,7 +109,7 @@ class TransfersService(transfers_pb2_grpc.TransfersServiceServicer):
         slot = slot_of_user(payer_id)
         currency = request.amount.currency
         command = BeginTransfer(
-            slot, new_id(Kind.TRANSFER, slot), new_id(Kind.EVENT, slot), TransferKind.USER,
+            slot, mint_now(Kind.TRANSFER, slot), mint_now(Kind.EVENT, slot), TransferKind.USER,
             payer_id, payee_id, account_id(payer_id, currency), account_id(payee_id, currency),
             amount, currency, description, idempotency,
         )  # fmt: skip
@@ -151,7 +151,7 @@ class FundingService(funding_pb2_grpc.FundingServiceServicer):
             check.wrong("collection_account_id", "is not this merchant's in this currency")
             check.done()
         command = BeginTransfer(
-            slot, new_id(Kind.TRANSFER, slot), new_id(Kind.EVENT, slot), TransferKind.FUNDING,
+            slot, mint_now(Kind.TRANSFER, slot), mint_now(Kind.EVENT, slot), TransferKind.FUNDING,
             merchant_id, merchant_id, account_id(merchant_id, currency), collection,
             amount, currency, "", idempotency,
         )  # fmt: skip

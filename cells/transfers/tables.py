@@ -46,5 +46,7 @@ branches = Table(
     Column("created_at", DateTime(timezone=True), nullable=False),
 )
 
-TRANSFERS: RecordType[Transfer] = RecordType(transfers, Transfer)
-BRANCHES: RecordType[Branch] = RecordType(branches, Branch)
+TRANSFERS: RecordType[Transfer] = RecordType(
+    transfers, Transfer, changes=("state", "cancel_reason", "touched_at")
+)
+BRANCHES: RecordType[Branch] = RecordType(branches, Branch, changes=("state",))

@@ -26,12 +26,12 @@ from cells.ledger.model import Accepted, Key, Outcome
 from cells.ledger.store import commit_group
 from cells.ledger.tables import OUTBOX, outbox
 from cells.outbox.stream import STREAM, connect_stream
-from cells.requests import new_id
 from cells.settings import DatabaseSettings
 from control.mesh import launcher
 from control.mesh.options import MeshOptions
 from control.mesh.state import MeshState
 from router.ids import Kind, slot_of_id
+from router.minting import mint_now
 from router.slots import SLOT_COUNT
 from tests.integration.books import new_database
 
@@ -120,7 +120,7 @@ async def tell(
 ) -> set[str]:
     """Events in the outbox, by the ledger itself; returns their IDs."""
     events = [
-        new_id(Kind.EVENT, slot if slot is not None else next(_spread) * 37 % SLOT_COUNT)
+        mint_now(Kind.EVENT, slot if slot is not None else next(_spread) * 37 % SLOT_COUNT)
         for _ in range(count)
     ]
     await commit_group(

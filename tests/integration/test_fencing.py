@@ -16,18 +16,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 import cells.schema
 from cells.accounts.model import Direction
 from cells.accounts.rules import MoveMoney, OpenAccount
-from cells.database import make_engine
+from cells.database import commit, make_engine, transaction
 from cells.fencing.store import fence
 from cells.ledger.model import Accepted, AccountKind, Idempotency, Outcome, Reason, Refused
 from cells.ledger.store import commit_group
 from cells.ledger.worker import Lanes
-from cells.requests import new_id
 from cells.settings import DatabaseSettings, LaneSettings
 from control.fencing import Fence, FenceConflict, make_fence_engine
 from control.mesh import launcher
 from control.mesh.options import MeshOptions
 from router.errors import Refusal
 from router.ids import Kind
+from router.minting import mint_now
 from router.slotmap import Move, SlotMap
 from router.slots import slot_of_user
 
@@ -71,7 +71,7 @@ def opening(kind: AccountKind = AccountKind.PERSON) -> OpenAccount:
 
 def deposit(key: str | None = None, amount: int = 5) -> MoveMoney:
     return MoveMoney(
-        7, new_id(Kind.MOVEMENT, 7), USER, Direction.IN, amount, "USD",
+        7, mint_now(Kind.MOVEMENT, 7), USER, Direction.IN, amount, "USD",
         Idempotency(USER, key or secrets.token_hex(8), "Deposit", b"x"),
     )  # fmt: skip
 
@@ -111,14 +111,14 @@ async def test_the_fence_waits_for_a_write_in_flight_and_the_next_write_is_refus
     engine: AsyncEngine, owners: Fence
 ) -> None:
     await commit_group(engine, "a", [opening()])
-    async with engine.connect() as connection:
-        _, held = await fence(connection, "a", [7])
+    async with transaction(engine) as driver:
+        _, held = await fence(driver, "a", [7])
         assert held.epochs == {7: 1}
         async with asyncio.TaskGroup() as group:
             deposing = group.create_task(owners.assign([TO_B], "op-1"))
             await asyncio.sleep(0.2)
             assert not deposing.done(), "the fence overtook a write in flight"
-            await connection.commit()
+            await commit(driver)
     assert (await owners.read()).at(7) == (0, 99, "b", 2)
 
 
@@ -144,11 +144,11 @@ async def test_a_paused_writer_loses_its_lock_and_cannot_commit(
 ) -> None:
     """As a cell under SIGSTOP: an open transaction, and silence."""
     await commit_group(engine, "a", [opening()])
-    async with engine.connect() as paused:
+    async with transaction(engine) as paused:
         await fence(paused, "a", [7])
         await owners.assign([TO_B], "op-1")
         with pytest.raises(Exception, match=r"(?i)terminat|closed|timeout"):
-            await paused.execute(text("UPDATE accounts SET balance = 999"))
+            await paused.execute("UPDATE accounts SET balance = 999")
     assert await balance(engine) == 0
 
 

@@ -29,7 +29,6 @@ from cells.notifications.worker import Webhooks
 from cells.outbox.stream import STREAM, connect_stream
 from cells.outbox.worker import OutboxRelay
 from cells.reading import ReadEngine
-from cells.requests import new_id
 from cells.settings import DatabaseSettings, LaneSettings, OutboxSettings, WebhookSettings
 from control.mesh import ca
 from control.mesh.state import MeshState
@@ -38,6 +37,7 @@ from router.errors import details_of
 from router.guard import GuardedServer, SlotsHere
 from router.identity import spiffe_id
 from router.ids import Kind
+from router.minting import mint_now
 from router.slotmap import SlotMap
 from router.slots import slot_of_user
 from tests.integration import behind
@@ -133,7 +133,7 @@ class Cell:
         return await self.cell.notifications.EnqueueDelivery(
             pb.EnqueueDeliveryRequest(
                 merchant_id=merchant_id,
-                event_id=new_id(Kind.EVENT, 3),
+                event_id=mint_now(Kind.EVENT, 3),
                 event_type="test.happened",
                 body='{"n":1}',
             )
@@ -242,7 +242,7 @@ async def test_an_event_has_one_delivery_however_often_it_is_consumed(
     cell: Cell, shop: str
 ) -> None:
     await cell.endpoint(shop, "/hook")
-    event = {"id": new_id(Kind.EVENT, 3), "type": "t", "merchant_id": shop, "time": "", "data": 1}
+    event = {"id": mint_now(Kind.EVENT, 3), "type": "t", "merchant_id": shop, "time": "", "data": 1}
 
     async def all_taken() -> bool:
         info = await stream.consumer_info(STREAM, DURABLE)
@@ -541,7 +541,7 @@ async def test_deliveries_are_listed_newest_first_in_pages(cell: Cell, shop: str
 
 async def test_only_cells_may_enqueue_deliveries(cell: Cell, shop: str) -> None:
     request = pb.EnqueueDeliveryRequest(
-        merchant_id=shop, event_id=new_id(Kind.EVENT, 3), event_type="t", body="{}"
+        merchant_id=shop, event_id=mint_now(Kind.EVENT, 3), event_type="t", body="{}"
     )
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await cell.merchant.notifications.EnqueueDelivery(request)

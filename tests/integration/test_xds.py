@@ -60,10 +60,10 @@ class EchoCell:
         slot = int(headers[SLOT_HEADER])
         if self.guard is not None:
             try:
-                async with self.guard.request(slot):
-                    return self._answer(slot, request)
+                await self.guard.enter(slot)
             except Refusal as refusal:
                 await abort(context, refusal)
+            self.guard.leave(slot)
         return self._answer(slot, request)
 
     def _answer(self, slot: int, request: bytes) -> bytes:

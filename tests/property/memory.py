@@ -84,6 +84,11 @@ class MemoryStore:
         known = row[:2] in table
         assert not (known and record is IDEMPOTENCY), "an idempotency record changed"
         assert not known or (record, *row[:2]) in read, f"{record} {row[1]}: written unread"
+        if known:
+            # What an UPDATE does not send may not change.
+            before = table[row[0], row[1]]
+            for number, name in enumerate(record.fields):
+                assert name in record.changes or row[number] == before[number], (record, name)
         table[row[0], row[1]] = row
 
     def all(self, record: RecordType[Any]) -> list[Any]:

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from router.ids import (
     mint,
     slot_of_id,
 )
+from router.minting import mint_now
 from router.slotmap import Move, SlotMap, StaleMove, plan_moves
 from router.slots import SLOT_COUNT, SlotRange, parse_range, ranges_of, slot_of_user
 from tests.make_vectors import PATH, render
@@ -365,3 +367,16 @@ console.log(found.length, found.every(Boolean));
     )
     vectors = json.loads(PATH.read_text(encoding="utf-8"))
     assert done.stdout.split() == [str(sum(len(part) for part in vectors.values())), "true"]
+
+
+@given(st.sampled_from(list(Kind)), st.integers(0, SLOT_COUNT - 1))
+def test_an_id_of_now_is_one_that_mint_could_have_made(kind: Kind, slot: int) -> None:
+    before = time.time_ns() // 1_000_000
+    made = [mint_now(kind, slot) for _ in range(20)]
+    after = time.time_ns() // 1_000_000
+    assert len(set(made)) == 20
+    for identifier in made:
+        assert kind_of_id(identifier) == kind
+        assert slot_of_id(identifier) == slot
+        assert mint(kind, slot, unix_ms=before, random_80=0) <= identifier
+        assert identifier <= mint(kind, slot, unix_ms=after, random_80=2**80 - 1)

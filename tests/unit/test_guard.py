@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
 import grpc
 import pytest
@@ -21,15 +23,24 @@ def guard_of(cell: str) -> SlotsHere:
     return here
 
 
+@contextlib.asynccontextmanager
+async def held(here: SlotsHere, slot: int) -> AsyncIterator[None]:
+    await here.enter(slot)
+    try:
+        yield
+    finally:
+        here.leave(slot)
+
+
 async def refusal_of(here: SlotsHere, slot: int) -> Refusal:
     with pytest.raises(Refusal) as caught:
-        async with here.request(slot):
+        async with held(here, slot):
             raise AssertionError("the request was let in")
     return caught.value
 
 
 async def test_a_request_for_an_owned_slot_is_let_in() -> None:
-    async with guard_of("a").request(0):
+    async with held(guard_of("a"), 0):
         pass
 
 
@@ -54,7 +65,7 @@ async def test_without_a_map_or_a_lease_nothing_is_let_in() -> None:
     here.set_alive(False)
     assert (await refusal_of(here, 0)).reason == "CELL_NOT_READY"
     here.set_alive(True)
-    async with here.request(0):
+    async with held(here, 0):
         pass
 
 
@@ -72,14 +83,14 @@ async def test_draining_waits_for_requests_under_way_and_parks_new_ones() -> Non
     leave = asyncio.Event()
 
     async def under_way() -> None:
-        async with here.request(3):
+        async with held(here, 3):
             order.append("under way")
             await leave.wait()
             order.append("ended")
 
     async def parked() -> str:
         try:
-            async with here.request(3):
+            async with held(here, 3):
                 return "let in"
         except Refusal as refusal:
             return refusal.reason
@@ -104,5 +115,5 @@ async def test_draining_waits_for_requests_under_way_and_parks_new_ones() -> Non
 async def test_a_drain_that_nobody_finishes_lets_requests_in_again() -> None:
     here = guard_of("a")
     await here.drain([SlotRange(0, 9)], hold_s=0.02)
-    async with here.request(3):
+    async with held(here, 3):
         pass
