@@ -26,20 +26,24 @@ class Membership:
         here: SlotsHere,
         *,
         region: str,
-        address: str,
+        addresses: Callable[[], list[str]],
         incarnation: str,
         lease_ttl_s: int,
         on_gain: Callable[[frozenset[int]], None],
     ) -> None:
-        """`on_gain` hears of slots that have just come here, to recover what is in doubt there."""
+        """`addresses`: where the cell's processes listen now, its own first.
+
+        `on_gain` hears of slots that have just come here, to recover what is in doubt there.
+        """
         self._store = store
         self._here = here
         self._region = region
-        self._address = address
+        self._addresses = addresses
         self._incarnation = incarnation
         self._ttl_s = lease_ttl_s
         self._on_gain = on_gain
         self._lease: Lease | None = None
+        self._announced: list[str] = []
 
     async def follow_map(self) -> None:
         """Takes each new slot map, for ever."""
@@ -53,6 +57,17 @@ class Membership:
             if gained:
                 self._on_gain(gained)
 
+    async def follow_lease(self) -> None:
+        """For a further process of the cell: it takes requests while the cell's lease lives.
+
+        As the cell itself does, it goes on with what it knew while etcd is away.
+        """
+        key = LIVE_CELLS_PREFIX + self._here.cell
+        async for listing in self._store.watch(key):
+            item = listing.items.get(key)
+            ours = item is not None and json.loads(item.value)["incarnation"] == self._incarnation
+            self._here.set_alive(ours)
+
     async def keep_lease(self) -> None:
         """Registers, then refreshes the lease, for ever; registers anew when it was lost."""
         while True:
@@ -65,6 +80,8 @@ class Membership:
                     self._here.set_alive(False)
                     self._lease = None
                     continue
+                elif self._announced != self._addresses():
+                    await self._announce(self._lease)
             except StoreUnavailable as error:
                 log.warning("etcd is away; going on with the last map", error=str(error))
             await asyncio.sleep(self._ttl_s / 4)
@@ -76,15 +93,28 @@ class Membership:
             gained = self._here.publish(SlotMap.from_json(listing.value))
             if gained:
                 self._on_gain(gained)
+        await self._announce(lease)
+        self._lease = lease
+
+    async def announce(self) -> None:
+        """Tells the mesh of the addresses as they are now; what fails `keep_lease` makes good."""
+        if self._lease is not None:
+            try:
+                await self._announce(self._lease)
+            except StoreUnavailable as error:
+                log.warning("etcd is away; it does not hear of an address", error=str(error))
+
+    async def _announce(self, lease: Lease) -> None:
+        addresses = self._addresses()
         value = {
             "region": self._region,
-            "address": self._address,
+            "addresses": addresses,
             "incarnation": self._incarnation,
         }
         key = LIVE_CELLS_PREFIX + self._here.cell
         await self._store.commit(expect={}, puts={key: json.dumps(value)}, lease=lease)
-        self._lease = lease
-        log.info("registered", address=self._address)
+        self._announced = addresses
+        log.info("registered", addresses=addresses)
 
     async def leave(self) -> None:
         """Gives the lease back, so that a failover need not wait for it to run out."""

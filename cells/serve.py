@@ -5,12 +5,15 @@ python -m cells.serve SETTINGS.json
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
+import os
 import signal
 import sys
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,12 @@ from cellpay.orders.v1 import orders_pb2_grpc
 from cellpay.payments.v1 import payments_pb2_grpc
 from cellpay.transfers.v1 import funding_pb2_grpc, participant_pb2_grpc, transfers_pb2_grpc
 from grpc_health.v1 import health, health_pb2
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cells.accounts.service import AccountsService
 from cells.cell_service import CellService
 from cells.database import make_engine
+from cells.ledger.book import MoneyBroken
 from cells.ledger.worker import Lanes
 from cells.membership import Membership
 from cells.notifications.service import NotificationsService
@@ -40,7 +45,8 @@ from cells.settlement.worker import Settlement
 from cells.transfers.coordinator import Coordinator
 from cells.transfers.service import FundingService, ParticipantService, TransfersService
 from cells.transfers.worker import Recovery
-from router.client import CallPolicy, TlsFiles, connect
+from cells.workers import EXIT_MONEY_BROKEN, WorkerBroken, Workers, until_parent_gone
+from router.client import CallPolicy, connect
 from router.guard import GuardedServer, SlotsHere
 from router.logs import configure_logs
 from router.standard import add_standard_services
@@ -78,61 +84,72 @@ _SERVICES = [
 _GRACE_S = 2.0
 
 
-async def serve(settings: CellSettings) -> None:
-    """Runs the cell until SIGTERM; raises when it must stop (a broken money invariant)."""
-    tls = settings.tls
+@dataclass(frozen=True)
+class Role:
+    """Which of a cell's processes this is."""
+
+    settings: Path
+    # A worker's: of the cell that it belongs to, and where to tell its address.
+    incarnation: str = ""
+    tell: int = -1
+
+    @property
+    def is_first(self) -> bool:
+        return not self.incarnation
+
+
+async def serve(settings: CellSettings, role: Role) -> None:
+    """Runs until SIGTERM; raises when it must stop (a broken money invariant)."""
     here = SlotsHere(settings.cell)
-    name = f"cellpay-{settings.cell}"
-    lane_engine = make_engine(
-        settings.database_url, f"{name}-lanes", settings.database,
-        pool_size=settings.lanes.count, lanes=True,
-    )  # fmt: skip
-    read_engine = ReadEngine(
-        make_engine(
-            settings.database_url, f"{name}-reads", settings.database,
-            pool_size=settings.database.read_pool_size,
-        )
-    )  # fmt: skip
+    lane_engine, read_engine = _engines(settings)
     lanes = Lanes(lane_engine, settings.cell, settings.lanes)
     store = connect_etcd(settings.etcd)
     # A cell is called itself, so it does not retry: recovery and its own callers do (pitfall 24).
     inner = CallPolicy(retries=False, timeout_s=settings.transfers.branch_call_timeout_s)
-    async with connect(settings.xds_bootstrap, policy=inner, fallback=tls) as mesh:
+    async with connect(settings.xds_bootstrap, policy=inner, fallback=settings.tls) as mesh:
         coordinator = Coordinator(lanes, mesh, settings.transfers)
         refunding = Refunding(lanes, mesh, settings.transfers.branch_call_timeout_s)
         recovery = Recovery(read_engine, here, coordinator, refunding, settings.transfers)
         settlement = Settlement(lanes, read_engine, here, coordinator, settings.settlement)
         health_servicer = health.aio.HealthServicer()
         services = _services(lanes, read_engine, here, coordinator, refunding, recovery, settings)
-        servers = [
-            _server(settings, tls, here, health_servicer, services) for _ in range(settings.servers)
-        ]
-        # Slots that came here: what is in doubt there has lost its driver.
-        gains: asyncio.Queue[frozenset[int]] = asyncio.Queue()
-        membership = Membership(
-            store,
-            here,
-            region=settings.region,
-            address=settings.listen,
-            incarnation=uuid.uuid4().hex,
-            lease_ttl_s=settings.lease_ttl_s,
-            on_gain=gains.put_nowait,
-        )
+        listen = settings.listen if role.is_first else _any_port(settings.listen)
+        servers, address = _listen(settings, listen, here, health_servicer, services)
         # By default it says SERVING from the start; `_announce` says when that is true.
         await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         for server in servers:
             await server.start()
+        # Slots that came here: what is in doubt there has lost its driver.
+        gains: asyncio.Queue[frozenset[int]] = asyncio.Queue()
+        incarnation = role.incarnation or uuid.uuid4().hex
+        further = settings.workers - 1 if role.is_first else 0
+        workers = Workers(role.settings, further, incarnation)
+        membership = Membership(
+            store,
+            here,
+            region=settings.region,
+            addresses=lambda: [address, *workers.addresses],
+            incarnation=incarnation,
+            lease_ttl_s=settings.lease_ttl_s,
+            on_gain=gains.put_nowait,
+        )
         try:
             async with asyncio.TaskGroup() as group:
                 for runner in lanes.runners():
                     group.create_task(runner())
                 group.create_task(membership.follow_map())
-                group.create_task(membership.keep_lease())
-                group.create_task(_recover_gains(gains, recovery))
-                group.create_task(recovery.run())
-                group.create_task(settlement.run())
                 group.create_task(_announce(health_servicer, here))
                 group.create_task(_until_terminated(servers, membership, health_servicer))
+                if role.is_first:
+                    group.create_task(membership.keep_lease())
+                    group.create_task(_recover_gains(gains, recovery))
+                    group.create_task(recovery.run())
+                    group.create_task(settlement.run())
+                    group.create_task(workers.run(membership.announce))
+                else:
+                    here.set_alive(False)
+                    group.create_task(membership.follow_lease())
+                    group.create_task(_live_with_the_first(role, address))
         except* _Terminated:
             log.info("the cell stops")
         finally:
@@ -141,6 +158,44 @@ async def serve(settings: CellSettings) -> None:
             await store.close()
             await lane_engine.dispose()
             await read_engine.dispose()
+
+
+def _engines(settings: CellSettings) -> tuple[AsyncEngine, ReadEngine]:
+    name = f"cellpay-{settings.cell}"
+    url, database = settings.database_url, settings.database
+    lanes = make_engine(url, f"{name}-lanes", database, pool_size=settings.lanes.count, lanes=True)
+    reads = make_engine(url, f"{name}-reads", database, pool_size=database.read_pool_size)
+    return lanes, ReadEngine(reads)
+
+
+def _any_port(listen: str) -> str:
+    return f"{listen.rpartition(':')[0]}:0"
+
+
+def _listen(
+    settings: CellSettings,
+    listen: str,
+    here: SlotsHere,
+    health_servicer: Any,
+    services: list[tuple[Callable[..., None], Any]],
+) -> tuple[list[grpc.aio.Server], str]:
+    """Servers on one port, and its address."""
+    servers = []
+    address = listen
+    for _ in range(settings.servers):
+        server = _server(here, health_servicer, services)
+        port = server.add_secure_port(address, settings.tls.server_credentials())
+        address = f"{listen.rpartition(':')[0]}:{port}"
+        servers.append(server)
+    return servers, address
+
+
+async def _live_with_the_first(role: Role, address: str) -> None:
+    """Tells the cell's first process where this one listens, and ends with it."""
+    os.write(role.tell, f"{address}\n".encode())
+    os.close(role.tell)
+    await until_parent_gone()
+    raise _Terminated
 
 
 def _services(
@@ -182,18 +237,13 @@ def _services(
 
 
 def _server(
-    settings: CellSettings,
-    tls: TlsFiles,
-    here: SlotsHere,
-    health_servicer: Any,
-    services: list[tuple[Callable[..., None], Any]],
+    here: SlotsHere, health_servicer: Any, services: list[tuple[Callable[..., None], Any]]
 ) -> grpc.aio.Server:
     server = grpc.aio.server(options=_OPTIONS)
     guarded = GuardedServer(server, here, _CALLERS)
     for add, service in services:
         add(service, guarded)
     add_standard_services(server, health_servicer, _SERVICES)
-    server.add_secure_port(settings.listen, tls.server_credentials())
     return server
 
 
@@ -235,19 +285,35 @@ async def _recover_gains(gains: asyncio.Queue[frozenset[int]], recovery: Recover
             log.warning("recovery of gained slots is held up", error=type(error).__name__)
 
 
+def _arguments() -> Role:
+    parser = argparse.ArgumentParser(prog="python -m cells.serve")
+    parser.add_argument("settings", type=Path)
+    # Given by the cell's first process to the others.
+    parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--tell", type=int, default=-1, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    return Role(given.settings, given.worker, given.tell)
+
+
 def main() -> None:
     if sys.flags.optimize:
         raise SystemExit("python -O removes assertions that guard money; run without it")
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python -m cells.serve SETTINGS.json")
-    settings = read_settings(Path(sys.argv[1]))
+    role = _arguments()
+    settings = read_settings(role.settings)
     configure_logs(cell=settings.cell)
     # What is loaded now stays; what requests leave behind dies by reference count. Looking for
     # cycles at the default pace costs more than it finds.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 100)
-    uvloop.run(serve(settings))
+    broken = False
+    try:
+        uvloop.run(serve(settings, role))
+    except* (MoneyBroken, WorkerBroken) as errors:
+        broken = True
+        log.critical("this cell stops", errors=repr(errors.exceptions))
+    if broken:
+        raise SystemExit(EXIT_MONEY_BROKEN)
 
 
 if __name__ == "__main__":

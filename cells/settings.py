@@ -92,6 +92,9 @@ class CellSettings:
     lease_ttl_s: int = 3
     # True allows webhooks to private addresses and plain http: a laptop has no others.
     development: bool = False
+    # Processes, each with its own listener and lane. The first is the cell itself; the others end
+    # with it. The mesh sends a slot always to the same one while they all live.
+    workers: int = 1
     # gRPC servers on the one port: calls that are taken in a turn of the event loop.
     servers: int = 8
     lanes: LaneSettings = field(default_factory=LaneSettings)

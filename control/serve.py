@@ -71,12 +71,12 @@ async def serve(settings: ControllerSettings) -> None:
 
     def publish() -> None:
         if view.slot_map is not None and view.knows_live:
-            endpoints = {cell: live.address for cell, live in view.live.items()}
+            endpoints = {cell: live.addresses for cell, live in view.live.items()}
             xds.publish(Topology(view.slot_map, endpoints, settings.edge_listen, lua))
 
     view.on_change = publish
     leadership = Leadership(store, settings.name, settings.leader_ttl_s)
-    calls = GrpcCellCalls(view.address_of, tls)
+    calls = GrpcCellCalls(view.addresses_of, tls)
     runner = Runner(store, fence, calls)
     watchman = Watchman(
         store,

@@ -74,7 +74,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
                     cell=cell,
                     region=region,
                     health=pb.Cell.HEALTH_HEALTHY if live else pb.Cell.HEALTH_DEAD,
-                    address=live.address if live else "",
+                    address=live.addresses[0] if live else "",
                     slots=[_range(owned) for owned in self._view.slot_map.owned_by(cell)],
                 )
             )

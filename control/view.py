@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,7 +26,8 @@ log = structlog.get_logger(__name__)
 
 class LiveCell(NamedTuple):
     region: str
-    address: str
+    # Of its processes, the first one's first.
+    addresses: Sequence[str]
     incarnation: str
 
 
@@ -48,9 +49,9 @@ class View:
     missing_since: dict[str, float] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def address_of(self, cell: str) -> str | None:
+    def addresses_of(self, cell: str) -> Sequence[str]:
         found = self.live.get(cell)
-        return found.address if found else None
+        return found.addresses if found else ()
 
     def known(self) -> Known | None:
         if self.slot_map is None or self.preferred is None or not self.knows_live:

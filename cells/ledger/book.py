@@ -39,12 +39,11 @@ class Leg(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What a table's rows became."""
+    """What a table's rows became: rows that are `fresh`, or what was loaded and is another now."""
 
     record: RecordType[Any]
     rows: list[tuple[Any, ...]]
     fresh: bool
-    stale: bool
 
 
 class Book:
@@ -177,17 +176,19 @@ class Book:
         self._events.append(Event(slot, event_id, type_, merchant_id, payload, self.now))
 
     def changes(self) -> list[Changes]:
-        """All that is to be written, in the order of the statement."""
+        """All that is to be written; a table may come twice, once with its fresh rows."""
         found = []
         for record, changed in self._changed.items():
-            if not changed:
-                continue
             loaded = self._loaded.get(record, set())
-            rows = [self._rows[record][identifier] for identifier in changed]
-            stale = sum(1 for identifier in changed if identifier in loaded)
-            found.append(Changes(record, rows, stale < len(rows), stale > 0))
+            rows = self._rows[record]
+            fresh = [rows[identifier] for identifier in changed if identifier not in loaded]
+            stale = [rows[identifier] for identifier in changed if identifier in loaded]
+            if stale:
+                found.append(Changes(record, stale, fresh=False))
+            if fresh:
+                found.append(Changes(record, fresh, fresh=True))
         if self._entries:
-            found.append(Changes(ENTRIES, list(self._entries), True, False))
+            found.append(Changes(ENTRIES, list(self._entries), fresh=True))
         if self._events:
-            found.append(Changes(OUTBOX, list(self._events), True, False))
+            found.append(Changes(OUTBOX, list(self._events), fresh=True))
         return found

@@ -62,11 +62,14 @@ def load_statement(record: RecordType[Any]) -> str:
 
 
 class Write(NamedTuple):
-    """Rows of one table to write: `fresh` ones are inserted, others update what was read."""
+    """Rows of one table to write: `fresh` ones are inserted, others update what was read.
+
+    Never both in one (ON CONFLICT DO UPDATE): a row that another process of the cell has inserted
+    since would be written over unread. As it is, the insert fails and the group decides anew.
+    """
 
     record: RecordType[Any]
     fresh: bool
-    stale: bool
 
     def sent(self) -> list[int]:
         """The positions of the fields whose values are sent: as few as it takes.
@@ -110,9 +113,6 @@ def _write_one(write: Write, first: int) -> str:
         statement = (
             f"INSERT INTO {record.name} ({target}) SELECT {values} FROM unnest({arrays}) AS u"
         )
-        if write.stale:
-            updates = ", ".join(f"{field} = excluded.{field}" for field in record.changes)
-            statement += f" ON CONFLICT ({', '.join(record.key)}) DO UPDATE SET {updates}"
     else:
         updates = ", ".join(f"{field} = u.{field}" for field in record.changes)
         matches = " AND ".join(f"t.{field} = u.{field}" for field in record.key)

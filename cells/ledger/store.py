@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cells.database import Driver, commit, transaction
 from cells.fencing.store import FencedSession, fence
-from cells.ledger.book import Book
+from cells.ledger.book import Book, Changes
 from cells.ledger.model import (
     Accepted,
     Command,
@@ -128,15 +128,24 @@ async def _load(driver: Driver, book: Book, keys: Iterable[Key]) -> None:
 
 
 async def _write(session: FencedSession, book: Book) -> bool:
-    """Writes all changes in one statement; False when there were none."""
-    changes = sorted(book.changes(), key=lambda change: change.record.name)
-    if not changes:
-        return False
+    """Writes all changes, in one statement unless a table has both; False when there were none."""
+    changes = sorted(book.changes(), key=lambda change: (change.record.name, change.fresh))
+    # A statement may modify a table only once on CockroachDB: fresh rows of a table that has
+    # changed ones too go into a second.
+    updated = {change.record for change in changes if not change.fresh}
+    second = [change for change in changes if change.fresh and change.record in updated]
+    first = [change for change in changes if not (change.fresh and change.record in updated)]
+    for part in (first, second):
+        if part:
+            await _write_part(session, book, part)
+    return bool(changes)
+
+
+async def _write_part(session: FencedSession, book: Book, changes: Sequence[Changes]) -> None:
     arguments: list[Any] = [book.now]
     writes = []
     for change in changes:
-        write = Write(change.record, change.fresh, change.stale)
+        write = Write(change.record, change.fresh)
         writes.append(write)
         arguments += write_arguments(write, change.rows)
     await session.driver.execute(write_statement(tuple(writes)), *arguments)
-    return True

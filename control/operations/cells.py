@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 import grpc
@@ -23,37 +24,42 @@ _OPTIONS = [
 
 
 class GrpcCellCalls:
-    def __init__(self, address_of: Callable[[str], str | None], tls: TlsFiles) -> None:
-        self._address_of = address_of
+    def __init__(self, addresses_of: Callable[[str], Sequence[str]], tls: TlsFiles) -> None:
+        self._addresses_of = addresses_of
         self._tls = tls
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def drain(self, cell: str, ranges: Sequence[SlotRange]) -> str:
-        stub = self._stub(cell)
-        if stub is None:
+        """All processes of the cell at once: each parks what comes to it."""
+        stubs = [self._stub(address) for address in self._addresses_of(cell)]
+        if not stubs:
             return f"{cell} is dead"
         request = cell_pb2.DrainSlotsRequest(ranges=_messages(ranges), hold_ms=_HOLD_MS)
-        try:
-            answer = await stub.DrainSlots(request, timeout=_DRAIN_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            return f"{cell} does not answer ({error.code().name})"
-        return f"{cell} drained, {answer.drained} requests ended"
+        calls = [stub.DrainSlots(request, timeout=_DRAIN_TIMEOUT_S) for stub in stubs]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        drained = 0
+        for answer in answers:
+            if isinstance(answer, grpc.aio.AioRpcError):
+                return f"{cell} does not answer ({answer.code().name})"
+            if isinstance(answer, BaseException):
+                raise answer
+            drained += answer.drained
+        return f"{cell} drained, {drained} requests ended"
 
     async def recover(self, cell: str, ranges: Sequence[SlotRange]) -> int | None:
-        stub = self._stub(cell)
-        if stub is None:
+        addresses = self._addresses_of(cell)
+        if not addresses:
             return None
         request = cell_pb2.RecoverSlotsRequest(ranges=_messages(ranges))
         try:
-            answer = await stub.RecoverSlots(request, timeout=_RECOVER_TIMEOUT_S)
+            answer = await self._stub(addresses[0]).RecoverSlots(
+                request, timeout=_RECOVER_TIMEOUT_S
+            )
         except grpc.aio.AioRpcError:
             return None
         return answer.in_doubt_left
 
-    def _stub(self, cell: str) -> cell_pb2_grpc.CellServiceAsyncStub | None:
-        address = self._address_of(cell)
-        if address is None:
-            return None
+    def _stub(self, address: str) -> cell_pb2_grpc.CellServiceAsyncStub:
         if address not in self._channels:
             self._channels[address] = grpc.aio.secure_channel(
                 address, self._tls.channel_credentials(), options=_OPTIONS

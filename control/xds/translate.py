@@ -7,7 +7,7 @@ with the cell's SPIFFE ID pinned (gRFC A29).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -30,7 +30,7 @@ from envoy.type.v3 import percent_pb2, range_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
+from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value, UInt64Value
 
 import router.edge
 from router.identity import spiffe_id
@@ -53,6 +53,7 @@ _REDIRECT = 307
 _EDGE_RETRIES_AT_A_TIME_MIN = 256
 _EDGE_RETRY_BUDGET_PERCENT = 25
 _CONNECT_TIMEOUT_MS = 1000
+_RING_SIZE_MIN = 256
 
 
 class NodeKind(StrEnum):
@@ -62,10 +63,10 @@ class NodeKind(StrEnum):
 
 @dataclass(frozen=True)
 class Topology:
-    """What the mesh looks like now. `endpoints`: live cell → host:port."""
+    """What the mesh looks like now. `endpoints`: live cell → host:port of each of its processes."""
 
     slot_map: SlotMap
-    endpoints: Mapping[str, str]
+    endpoints: Mapping[str, Sequence[str]]
     edge_listen: str = "127.0.0.1:0"
     edge_lua: str = ""
 
@@ -100,7 +101,8 @@ def translate(topology: Topology, kind: NodeKind) -> Resources:
         routes={name: _routes(name, topology.slot_map, kind)},
         clusters={cluster_name(cell): _cluster(cell, kind) for cell in cells},
         endpoints={
-            cluster_name(cell): _assignment(cell, topology.endpoints.get(cell)) for cell in cells
+            cluster_name(cell): _assignment(cell, topology.endpoints.get(cell, ()))
+            for cell in cells
         },
     )
 
@@ -234,6 +236,8 @@ def _routes(name: str, slot_map: SlotMap, kind: NodeKind) -> route_pb2.RouteConf
 def _action(cell: str, kind: NodeKind) -> route_components_pb2.RouteAction:
     """No timeout of the route's own: the caller's deadline rules."""
     action = route_components_pb2.RouteAction(cluster=cluster_name(cell), timeout=_duration(0))
+    # A slot's requests go to the same process of its cell, whose lane then meets no other (A42).
+    action.hash_policy.add().header.header_name = SLOT_HEADER
     if kind == NodeKind.EDGE:
         # Zero: the caller's `grpc-timeout`, whatever its length.
         action.max_stream_duration.grpc_timeout_header_max.CopyFrom(_duration(0))
@@ -270,6 +274,10 @@ def _cluster(cell: str, kind: NodeKind) -> cluster_pb2.Cluster:
         type=cluster_pb2.Cluster.EDS,
         eds_cluster_config=cluster_pb2.Cluster.EdsClusterConfig(eds_config=_ads()),
         connect_timeout=_duration(_CONNECT_TIMEOUT_MS),
+        lb_policy=cluster_pb2.Cluster.RING_HASH,
+        ring_hash_lb_config=cluster_pb2.Cluster.RingHashLbConfig(
+            minimum_ring_size=UInt64Value(value=_RING_SIZE_MIN)
+        ),
         transport_socket=base_pb2.TransportSocket(
             name="envoy.transport_sockets.tls",
             typed_config=_any(tls_pb2.UpstreamTlsContext(common_tls_context=context)),
@@ -298,11 +306,10 @@ def _cluster(cell: str, kind: NodeKind) -> cluster_pb2.Cluster:
     return cluster
 
 
-def _assignment(cell: str, address: str | None) -> endpoint_pb2.ClusterLoadAssignment:
+def _assignment(cell: str, addresses: Sequence[str]) -> endpoint_pb2.ClusterLoadAssignment:
     assignment = endpoint_pb2.ClusterLoadAssignment(cluster_name=cluster_name(cell))
-    if address is None:
+    if not addresses:
         return assignment
-    host, _, port = address.rpartition(":")
     assignment.endpoints.append(
         endpoint_components_pb2.LocalityLbEndpoints(
             locality=base_pb2.Locality(region=cell),
@@ -311,6 +318,7 @@ def _assignment(cell: str, address: str | None) -> endpoint_pb2.ClusterLoadAssig
                 endpoint_components_pb2.LbEndpoint(
                     endpoint=endpoint_components_pb2.Endpoint(address=_address(host, int(port)))
                 )
+                for host, _, port in (address.rpartition(":") for address in addresses)
             ],
         )
     )

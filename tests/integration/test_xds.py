@@ -110,7 +110,7 @@ class World:
         return ca.issue(self.tls_dir, f"{kind}-{name}", spiffe_id(kind, name))
 
     def topology(self, slot_map: SlotMap | None = None) -> Topology:
-        endpoints = {name: cell.address for name, cell in self.cells.items()}
+        endpoints = {name: (cell.address,) for name, cell in self.cells.items()}
         chosen = slot_map or self.even
         return Topology(chosen, endpoints, self.edge_listen, self.edge_lua)
 
@@ -365,7 +365,7 @@ async def test_a_cell_that_presents_another_cells_identity_is_refused(
 ) -> None:
     async with _cell("impostor", world.tls("cell", "b")) as impostor:
         topology = world.topology()
-        endpoints = {**topology.endpoints, "a": impostor.address}
+        endpoints = {**topology.endpoints, "a": (impostor.address,)}
         await world.settled(replace(topology, endpoints=endpoints))
         async with world.client() if way == "xds" else world.through_edge() as where:
             assert await where.slot(SLOT_COUNT - 1) == "c"
@@ -377,7 +377,7 @@ async def test_a_cell_that_presents_another_cells_identity_is_refused(
 async def test_a_dead_cell_fails_its_own_slots_only_until_they_move(
     world: World, envoy: int, way: str
 ) -> None:
-    alive = {name: cell.address for name, cell in world.cells.items() if name != "a"}
+    alive = {name: (cell.address,) for name, cell in world.cells.items() if name != "a"}
     dead = replace(world.topology(), endpoints=alive)
     await world.settled(dead)
     async with world.client() if way == "xds" else world.through_edge() as where:

@@ -30,7 +30,7 @@ from router.slotmap import Move, SlotMap
 CELLS = ("a", "b", "c")
 EVEN = SlotMap.even(CELLS)
 MOVED = EVEN.apply([Move(5, 9, "a", "b", 2)])
-ENDPOINTS = {cell: f"127.0.0.1:{7000 + number}" for number, cell in enumerate(CELLS)}
+ENDPOINTS = {cell: (f"127.0.0.1:{7000 + number}",) for number, cell in enumerate(CELLS)}
 TOPOLOGY = Topology(EVEN, ENDPOINTS, "127.0.0.1:8443", "-- Lua")
 SOON_S = 30.0
 
@@ -209,7 +209,7 @@ async def test_an_update_makes_before_it_breaks(xds: XdsServer, stub: Any) -> No
     async with _subscriber(xds, stub, "edge-by-hand") as subscriber:
         cells = await _subscribed_to_all(subscriber)
         given = [Move(entry.first, entry.last, "a", "d", 2) for entry in EVEN.owned_by("a")]
-        endpoints = {**ENDPOINTS, "d": "127.0.0.1:1"}
+        endpoints = {**ENDPOINTS, "d": ("127.0.0.1:1",)}
         del endpoints["a"]
         changed = replace(
             TOPOLOGY, slot_map=EVEN.apply(given), endpoints=endpoints, edge_lua="-- x"
@@ -254,7 +254,7 @@ async def test_delta_is_answered_as_unimplemented(xds: XdsServer, stub: Any) -> 
 
 async def test_an_unfit_topology_changes_nothing(xds: XdsServer, stub: Any) -> None:
     with pytest.raises(ValueError, match="invalid literal"):
-        xds.publish(replace(TOPOLOGY, endpoints={"a": "127.0.0.1:port"}))
+        xds.publish(replace(TOPOLOGY, endpoints={"a": ("127.0.0.1:port",)}))
     async with _subscriber(xds, stub) as subscriber:
         await subscriber.ask(ENDPOINT, "cell-a")
         response = await subscriber.receive()

@@ -60,7 +60,7 @@ class MemoryStore:
                 book.load(record, [row])
 
     def _apply(self, book: Book, read: set[tuple[RecordType[Any], int, str]]) -> None:
-        for record, rows, _, _ in book.changes():
+        for record, rows, _ in book.changes():
             assert len({row[1] for row in rows}) == len(rows) or record in {ENTRIES, OUTBOX}
             for row in rows:
                 assert row[0] in book.epochs, f"{record}: slot {row[0]} was not fenced"

@@ -144,7 +144,7 @@ def service(store: MemoryStore) -> ControlService:
     view = View(store)
     view.slot_map, view.preferred, view.revision, view.knows_live = FIRST, FIRST, 2, True
     view.declared = {"a": "region-a", "b": "region-b"}
-    view.live = {"a": LiveCell("region-a", "127.0.0.1:1", "x")}
+    view.live = {"a": LiveCell("region-a", ["127.0.0.1:1"], "x")}
     return ControlService(store, view, XdsServer())
 
 

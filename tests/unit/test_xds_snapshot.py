@@ -21,7 +21,7 @@ from control.xds.translate import NodeKind, Topology, translate
 from router.slotmap import Move, SlotMap
 
 CELLS = ("a", "b", "c")
-ENDPOINTS = {cell: f"127.0.0.1:{7000 + number}" for number, cell in enumerate(CELLS)}
+ENDPOINTS = {cell: (f"127.0.0.1:{7000 + number}",) for number, cell in enumerate(CELLS)}
 TOPOLOGY = Topology(SlotMap.even(CELLS), ENDPOINTS, "127.0.0.1:8443", "-- Lua")
 BOTH = pytest.mark.parametrize("kind", list(NodeKind))
 
@@ -54,7 +54,7 @@ def test_a_move_of_slots_changes_the_routes_only(kind: NodeKind) -> None:
 
 @BOTH
 def test_a_cell_that_comes_back_elsewhere_changes_the_endpoints_only(kind: NodeKind) -> None:
-    endpoints = {**ENDPOINTS, "a": "127.0.0.1:9999"}
+    endpoints = {**ENDPOINTS, "a": ("127.0.0.1:9999",)}
     assert _changed(replace(TOPOLOGY, endpoints=endpoints), kind) == {ENDPOINT}
 
 
@@ -66,7 +66,7 @@ def test_new_lua_changes_the_listener_of_the_edge_only() -> None:
 
 @BOTH
 def test_a_new_cell_changes_clusters_and_endpoints_and_no_route(kind: NodeKind) -> None:
-    endpoints = {**ENDPOINTS, "d": "127.0.0.1:7009"}
+    endpoints = {**ENDPOINTS, "d": ("127.0.0.1:7009",)}
     assert _changed(replace(TOPOLOGY, endpoints=endpoints), kind) == {CLUSTER, ENDPOINT}
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from envoy.config.cluster.v3 import cluster_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
 )
@@ -23,7 +24,7 @@ from router.slotmap import Move, SlotMap
 from router.slots import SLOT_COUNT, SLOT_HEADER
 
 CELLS = ("a", "b", "c")
-ENDPOINTS = {"a": "127.0.0.1:7001", "b": "127.0.0.1:7002", "c": "127.0.0.1:7003"}
+ENDPOINTS = {"a": ("127.0.0.1:7001",), "b": ("127.0.0.1:7002",), "c": ("127.0.0.1:7003",)}
 TOPOLOGY = Topology(SlotMap.even(CELLS), ENDPOINTS, "127.0.0.1:8443", "-- Lua")
 NAMES = {NodeKind.CLIENT: "cellpay", NodeKind.EDGE: "edge"}
 BOTH = pytest.mark.parametrize("kind", list(NodeKind))
@@ -102,7 +103,8 @@ def test_only_the_edge_retries_because_clients_do_so_themselves() -> None:
 
 @BOTH
 def test_a_cell_without_a_live_endpoint_has_an_empty_assignment(kind: NodeKind) -> None:
-    resources = translate(Topology(TOPOLOGY.slot_map, {"b": "[::1]:7002"}, "127.0.0.1:8443"), kind)
+    topology = replace(TOPOLOGY, endpoints={"b": ("[::1]:7002",)})
+    resources = translate(topology, kind)
     dead: Any = resources.endpoints["cell-a"]
     live: Any = resources.endpoints["cell-b"]
     assert dead.cluster_name == "cell-a"
@@ -200,3 +202,20 @@ def test_resources_can_be_shown_to_people() -> None:
         resources = translate(TOPOLOGY, kind)
         for message in [*resources.listeners.values(), *resources.clusters.values()]:
             assert json_format.MessageToDict(message)
+
+
+@BOTH
+def test_a_slot_goes_always_to_the_same_of_a_cells_processes(kind: NodeKind) -> None:
+    endpoints = {"a": ("127.0.0.1:7001", "127.0.0.1:7011"), "b": ("127.0.0.1:7002",)}
+    resources = translate(replace(TOPOLOGY, endpoints=endpoints), kind)
+    assignment: Any = resources.endpoints["cell-a"]
+    ports = [
+        place.endpoint.address.socket_address.port_value
+        for place in assignment.endpoints[0].lb_endpoints
+    ]
+    assert ports == [7001, 7011]
+    (routes,) = resources.routes.values()
+    for route in cast(Any, routes).virtual_hosts[0].routes:
+        assert [policy.header.header_name for policy in route.route.hash_policy] == [SLOT_HEADER]
+    cluster: Any = resources.clusters["cell-a"]
+    assert cluster.lb_policy == cluster_pb2.Cluster.RING_HASH
