@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NewType, TypeVar
 
 import grpc
-from sqlalchemy import Select, select
+from sqlalchemy import ARRAY, Select, SmallInteger, any_, cast, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cells.database import is_away
@@ -15,6 +15,11 @@ from router.errors import Refusal
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
 ReadEngine = NewType("ReadEngine", AsyncEngine)
+
+
+def any_slot(slots: Iterable[int]) -> Any:
+    """The right side of `slot = …`: one array, so that the statement's text is the same for any."""
+    return any_(cast(sorted(slots), ARRAY(SmallInteger)))
 
 
 async def fetch(engine: ReadEngine, statement: Select[Any]) -> Sequence[Any]:

@@ -30,6 +30,7 @@ from grpc_health.v1 import health, health_pb2
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cells.accounts.service import AccountsService
+from cells.bulk import Bulk
 from cells.cell_service import CellService
 from cells.database import make_engine
 from cells.ledger.book import MoneyBroken
@@ -42,6 +43,7 @@ from cells.payments.service import PaymentsService
 from cells.reading import ReadEngine
 from cells.settings import CellSettings, read_settings
 from cells.settlement.worker import Settlement
+from cells.transfers.branches import BranchCalls
 from cells.transfers.coordinator import Coordinator
 from cells.transfers.service import FundingService, ParticipantService, TransfersService
 from cells.transfers.worker import Recovery
@@ -107,7 +109,8 @@ async def serve(settings: CellSettings, role: Role) -> None:
     # A cell is called itself, so it does not retry: recovery and its own callers do (pitfall 24).
     inner = CallPolicy(retries=False, timeout_s=settings.transfers.branch_call_timeout_s)
     async with connect(settings.xds_bootstrap, policy=inner, fallback=settings.tls) as mesh:
-        coordinator = Coordinator(lanes, mesh, settings.transfers)
+        branches = BranchCalls(mesh.participants, here, settings.transfers.branch_call_timeout_s)
+        coordinator = Coordinator(lanes, branches, settings.transfers)
         refunding = Refunding(lanes, mesh, settings.transfers.branch_call_timeout_s)
         recovery = Recovery(read_engine, here, coordinator, refunding, settings.transfers)
         settlement = Settlement(lanes, read_engine, here, coordinator, settings.settlement)
@@ -137,6 +140,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
             async with asyncio.TaskGroup() as group:
                 for runner in lanes.runners():
                     group.create_task(runner())
+                group.create_task(branches.run())
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
                 group.create_task(_until_terminated(servers, membership, health_servicer))
@@ -208,7 +212,8 @@ def _services(
     settings: CellSettings,
 ) -> list[tuple[Callable[..., None], Any]]:
     """Each service with the generated function that adds it to a server."""
-    notifications = NotificationsService(lanes, engine, allow_private=settings.development)
+    bulk = Bulk(lanes, here)
+    notifications = NotificationsService(lanes, engine, bulk, allow_private=settings.development)
     return [
         (
             accounts_pb2_grpc.add_AccountsServiceServicer_to_server,
@@ -217,7 +222,7 @@ def _services(
         (orders_pb2_grpc.add_OrdersServiceServicer_to_server, OrdersService(lanes, engine)),
         (
             payments_pb2_grpc.add_PaymentsServiceServicer_to_server,
-            PaymentsService(lanes, engine, refunding),
+            PaymentsService(lanes, engine, refunding, bulk),
         ),
         (
             transfers_pb2_grpc.add_TransfersServiceServicer_to_server,
@@ -225,7 +230,7 @@ def _services(
         ),
         (
             participant_pb2_grpc.add_ParticipantServiceServicer_to_server,
-            ParticipantService(lanes),
+            ParticipantService(lanes, bulk),
         ),
         (
             funding_pb2_grpc.add_FundingServiceServicer_to_server,

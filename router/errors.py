@@ -19,6 +19,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "cellpay"
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class _Trailing(Protocol):
@@ -53,6 +54,21 @@ class Refusal(Exception):
         self.metadata = dict(metadata or {})
         self.violations = tuple(violations)
         self.retry_after_ms = retry_after_ms
+
+    @classmethod
+    def from_status(cls, data: bytes) -> Refusal:
+        """The refusal that `to_status` was made of. Raises DecodeError."""
+        status = status_pb2.Status.FromString(data)
+        code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+        details = _parse(status)
+        return cls(
+            code,
+            details.reason or code.name,
+            status.message,
+            metadata=details.metadata,
+            violations=details.violations,
+            retry_after_ms=details.retry_after_ms,
+        )
 
     def to_status(self) -> status_pb2.Status:
         details = [
@@ -110,6 +126,19 @@ class Details:
     metadata: Mapping[str, str] = field(default_factory=dict)
     violations: tuple[Violation, ...] = ()
     retry_after_ms: int | None = None
+
+
+def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
+    """A failed call as the refusal that its server raised; without details, its status alone."""
+    details = details_of(error)
+    return Refusal(
+        error.code(),
+        details.reason or error.code().name,
+        error.details() or "",
+        metadata=details.metadata,
+        violations=details.violations,
+        retry_after_ms=details.retry_after_ms,
+    )
 
 
 def details_of(error: _Trailing) -> Details:

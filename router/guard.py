@@ -24,7 +24,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from router.errors import Refusal, Violation, abort, bad_request
-from router.home import SlotFinder, find_method, home_field, slot_finder
+from router.home import SlotFinder, find_method, home_field, is_bulk, slot_finder
 from router.identity import caller_of
 from router.slotmap import SlotMap
 from router.slots import SLOT_COUNT, SlotRange
@@ -127,10 +127,28 @@ class SlotsHere:
             metadata={"slot": str(slot), "owner": owner.cell, "epoch": str(owner.epoch)},
         )
 
+    def _moving(self, slot: int) -> Refusal:
+        return Refusal(
+            grpc.StatusCode.UNAVAILABLE,
+            "SLOT_MOVING",
+            f"slot {slot} is on its way to another cell; nothing was executed",
+            metadata={"slot": str(slot)},
+            retry_after_ms=20,
+        )
+
     async def enter(self, slot: int) -> None:
         """Holds the slot here until `leave`. Raises Refusal when it is not here."""
         if self._draining and slot in self._draining:
             await self._parked(slot)
+        if not (self._mine[slot] and self._alive):
+            raise self._refusal(slot)
+        self._in_flight[slot] += 1
+
+    def enter_now(self, slot: int) -> None:
+        """As `enter`, for one of many: what moves away is refused, for to wait for one slot while
+        others are held would hold up their move."""
+        if slot in self._draining:
+            raise self._moving(slot)
         if not (self._mine[slot] and self._alive):
             raise self._refusal(slot)
         self._in_flight[slot] += 1
@@ -144,6 +162,16 @@ class _Malformed:
 
 
 _MALFORMED = _Malformed()
+
+
+def require_wellformed(message: Any) -> None:
+    """For services of streams, whose messages the guard does not see. Raises Refusal."""
+    if message is _MALFORMED:
+        raise Refusal(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "MALFORMED_REQUEST",
+            "the request is no valid message: bad wire format or a string not in UTF-8",
+        )
 
 
 def _safe(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -192,18 +220,23 @@ class GuardedServer:
         )
 
     def _wrap(self, service: str, name: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        if handler.request_streaming or handler.response_streaming:
-            raise TypeError(f"{service}/{name}: the guard knows unary methods only")
+        if handler.request_streaming != handler.response_streaming:
+            raise TypeError(f"{service}/{name}: the guard knows no half streams")
         method = find_method(f"/{service}/{name}")
         finder = slot_finder(method.input_type) if method else None
         field = home_field(method.input_type) if method else None
-        behaviour = handler.unary_unary
-        if finder is not None:
+        behaviour = handler.stream_stream or handler.unary_unary
+        if finder is not None and not is_bulk(method.input_type):
             behaviour = _at_home(self._here, finder, field or "", behaviour)
         behaviour = _answering(
             f"{service}/{name}", self._callers.get(service), self._faults, behaviour
         )
-        return grpc.unary_unary_rpc_method_handler(
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        return make(
             behaviour,
             request_deserializer=_safe(handler.request_deserializer),
             response_serializer=handler.response_serializer,
@@ -235,12 +268,7 @@ def _answering(
 
     async def answer(request: Any, context: Any) -> Any:
         try:
-            if request is _MALFORMED:
-                raise Refusal(
-                    grpc.StatusCode.INVALID_ARGUMENT,
-                    "MALFORMED_REQUEST",
-                    "the request is no valid message: bad wire format or a string not in UTF-8",
-                )
+            require_wellformed(request)
             if callers is not None:
                 _authorise(context, callers)
             return await behaviour(request, context)

@@ -44,6 +44,11 @@ def slot_finder(request_type: Any) -> SlotFinder | None:
         if not options.HasExtension(routing_pb2.home):
             continue
         name = field.name
+        if options.Extensions[routing_pb2.home] == routing_pb2.HOME_FIRST:
+            inner = slot_finder(field.message_type)
+            if inner is None:
+                raise TypeError(f"{field.full_name}: its messages have no home")
+            return lambda request: inner(_first(request, name))
         if options.Extensions[routing_pb2.home] == routing_pb2.HOME_USER_ID:
             return lambda request: slot_of_user(_present(request, name))
         return lambda request: slot_of_id(_present(request, name))
@@ -58,8 +63,24 @@ def home_field(request_type: Any) -> str | None:
     return None
 
 
+@cache
+def is_bulk(request_type: Any) -> bool:
+    """Whether its home is that of the first of many: then each is looked at by the service."""
+    return any(
+        field.GetOptions().Extensions[routing_pb2.home] == routing_pb2.HOME_FIRST
+        for field in request_type.fields
+    )
+
+
 def _present(request: Message, name: str) -> str:
     value: str = getattr(request, name)
     if not value:
         raise ValueError("must not be empty")
     return value
+
+
+def _first(request: Message, name: str) -> Any:
+    requests = getattr(request, name)
+    if not requests:
+        raise ValueError("must not be empty")
+    return requests[0]

@@ -16,6 +16,8 @@ from router.client import CallPolicy, Mesh, connect_direct
 
 # Short waits, so that what happens in minutes in production happens within a test.
 OVERRIDES = {
+    # Each cell of two processes: whatever holds must hold between them too.
+    "workers": 2,
     "settlement": {"interval_s": 2.0},
     "transfers": {"recovery_age_s": 2.0, "recovery_interval_s": 0.5, "try_timeout_s": 5.0},
     "webhooks": {"backoff_base_s": 0.1, "backoff_cap_s": 0.5, "attempts_max": 4, "timeout_s": 1.0},

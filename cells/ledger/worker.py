@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import structlog
@@ -31,10 +31,55 @@ log = structlog.get_logger(__name__)
 _CONTENTION_TRIES_MAX = 10
 
 
+class _Answer(Protocol):
+    """Where an outcome goes: a future, or a place in a batch."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: Outcome, /) -> None: ...
+
+    def set_exception(self, exception: Refusal, /) -> None: ...
+
+
+class _Batch:
+    """Outcomes of many commands, and one future for all of them."""
+
+    __slots__ = ("future", "left", "outcomes")
+
+    def __init__(self, count: int, future: asyncio.Future[None]) -> None:
+        self.outcomes: list[Outcome | Refusal] = [_UNANSWERED] * count
+        self.left = count
+        self.future = future
+
+
+class _Place:
+    __slots__ = ("batch", "number")
+
+    def __init__(self, batch: _Batch, number: int) -> None:
+        self.batch = batch
+        self.number = number
+
+    def done(self) -> bool:
+        # Done early: its caller has gone.
+        return self.batch.future.done()
+
+    def set_result(self, outcome: Outcome | Refusal, /) -> None:
+        batch = self.batch
+        batch.outcomes[self.number] = outcome
+        batch.left -= 1
+        if not batch.left:
+            batch.future.set_result(None)
+
+    set_exception = set_result
+
+
+_UNANSWERED = Refusal(grpc.StatusCode.INTERNAL, "UNANSWERED", "the lane lost this command")
+
+
 @dataclass(slots=True)
 class _Pending:
     command: Command
-    future: asyncio.Future[Outcome]
+    future: _Answer
     deadline: float
 
     def fail(self, refusal: Refusal) -> None:
@@ -67,19 +112,29 @@ class Lane:
     async def submit(self, command: Command, timeout_s: float | None) -> Outcome:
         """The command's outcome, after its commit. Raises Refusal when it could not be had."""
         if len(self._queue) >= self._settings.queue_max:
-            raise Refusal(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                "LANE_FULL",
-                "the cell has more to do than it can; nothing was executed",
-                retry_after_ms=100,
-            )
-        loop = asyncio.get_running_loop()
+            raise _full()
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Pending(command, future, self._deadline(timeout_s)))
+        self._filled.set()
+        return await future
+
+    def add_batch(
+        self, batch: _Batch, commands: Iterable[tuple[int, Command]], timeout_s: float | None
+    ) -> None:
+        """Commands with their places in the batch."""
+        deadline = self._deadline(timeout_s)
+        for number, command in commands:
+            place = _Place(batch, number)
+            if len(self._queue) >= self._settings.queue_max:
+                place.set_exception(_full())
+            else:
+                self._queue.append(_Pending(command, place, deadline))
+        self._filled.set()
+
+    def _deadline(self, timeout_s: float | None) -> float:
         limit = self._settings.deadline_default_s
         wait = limit if timeout_s is None else min(timeout_s, limit)
-        pending = _Pending(command, loop.create_future(), loop.time() + wait)
-        self._queue.append(pending)
-        self._filled.set()
-        return await pending.future
+        return asyncio.get_running_loop().time() + wait
 
     async def run(self) -> None:
         """Commits groups for ever. Ends only by a broken money invariant (fail-stop)."""
@@ -203,6 +258,15 @@ def _unexpired(group: list[_Pending]) -> list[_Pending]:
     return kept
 
 
+def _full() -> Refusal:
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "LANE_FULL",
+        "the cell has more to do than it can; nothing was executed",
+        retry_after_ms=100,
+    )
+
+
 def _expired(what: str) -> Refusal:
     return Refusal(
         grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", f"the deadline passed; {what}"
@@ -217,6 +281,21 @@ class Lanes:
 
     async def submit(self, command: Command, timeout_s: float | None = None) -> Outcome:
         return await self.lanes[command.slot % len(self.lanes)].submit(command, timeout_s)
+
+    async def submit_many(
+        self, commands: Sequence[Command], timeout_s: float | None = None
+    ) -> Sequence[Outcome | Refusal]:
+        """Each command's outcome, or why it could not be had, in their order."""
+        if not commands:
+            return []
+        batch = _Batch(len(commands), asyncio.get_running_loop().create_future())
+        shares: dict[int, list[tuple[int, Command]]] = {}
+        for number, command in enumerate(commands):
+            shares.setdefault(command.slot % len(self.lanes), []).append((number, command))
+        for lane, share in shares.items():
+            self.lanes[lane].add_batch(batch, share, timeout_s)
+        await batch.future
+        return batch.outcomes
 
     def runners(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         return [lane.run for lane in self.lanes]

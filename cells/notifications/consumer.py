@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -19,11 +19,18 @@ from nats.js.api import AckPolicy, ConsumerConfig
 
 from cells.outbox.stream import STREAM, SUBJECTS, connect_stream, go_on_unless_cancelled
 from router.errors import Refusal
+from router.slots import slot_of_user
 
 log = structlog.get_logger(__name__)
 
 DURABLE = "notifications"
-_BATCH_MAX = 64
+_BATCH_MAX = 256
+# Slots that are neighbours mostly have one home; their events share a call.
+_NEIGHBOURS = 64
+_ELSEWHERE = frozenset({"NOT_HOME", "SLOT_MOVED", "SLOT_MOVING", "NOT_OWNER"})
+# What a server of the mesh takes is 1 MiB; characters of a body may be three bytes each.
+_REQUEST_BYTES_MAX = 300_000
+_OVERHEAD_BYTES = 200
 _FETCH_WAIT_S = 2.0
 _CALL_WAIT_S = 10.0
 # Longer than a batch may take: every call has its own deadline, and they run at once. What a
@@ -42,6 +49,10 @@ class Deliveries(Protocol):
     def EnqueueDelivery(
         self, request: pb.EnqueueDeliveryRequest, *, timeout: float
     ) -> Awaitable[pb.Delivery]: ...
+
+    def EnqueueDeliveries(
+        self, request: pb.EnqueueDeliveriesRequest, *, timeout: float
+    ) -> Awaitable[pb.EnqueueDeliveriesResponse]: ...
 
 
 class Consumer:
@@ -76,31 +87,71 @@ class Consumer:
         except TimeoutError:
             await subscription.consumer_info()
             return
+        neighbours: dict[int, list[tuple[Any, pb.EnqueueDeliveryRequest]]] = {}
         async with asyncio.TaskGroup() as group:
             for message in messages:
-                group.create_task(self._take(message))
+                request = delivery_request(message.data)
+                if request is None:
+                    log.error("a message is no event of ours; given up", subject=message.subject)
+                    await message.term()
+                elif not request.merchant_id:
+                    await message.ack()
+                else:
+                    slot = slot_of_user(request.merchant_id)
+                    neighbours.setdefault(slot // _NEIGHBOURS, []).append((message, request))
+            for taken in neighbours.values():
+                for part in _parts(taken):
+                    group.create_task(self._take(part))
 
-    async def _take(self, message: Any) -> None:
-        """Acknowledges the message once its event has its delivery; else it comes again."""
-        request = delivery_request(message.data)
-        if request is None:
-            log.error("a message is no event of ours; given up", subject=message.subject)
-            await message.term()
+    async def _take(self, taken: Sequence[tuple[Any, pb.EnqueueDeliveryRequest]]) -> None:
+        """Acknowledges each message once its event has its delivery; else it comes again."""
+        request = pb.EnqueueDeliveriesRequest(deliveries=[item for _, item in taken])
+        try:
+            answer = await self._deliveries.EnqueueDeliveries(request, timeout=_CALL_WAIT_S)
+        except (grpc.aio.AioRpcError, Refusal) as error:
+            for message, item in taken:
+                await _again(message, item, _code(error))
             return
-        if request.merchant_id:
-            try:
-                await self._deliveries.EnqueueDelivery(request, timeout=_CALL_WAIT_S)
-            except (grpc.aio.AioRpcError, Refusal) as error:
-                tries = int(message.metadata.num_delivered)
-                log.warning(
-                    "an event has no delivery yet",
-                    event_id=request.event_id,
-                    tries=tries,
-                    code=_code(error).name,
-                )
-                await message.nak(delay=_spread(tries, _NAK_BASE_S, _NAK_CAP_S))
-                return
-        await message.ack()
+        for (message, item), status in zip(taken, answer.error_statuses, strict=True):
+            if not status:
+                await message.ack()
+                continue
+            refusal = Refusal.from_status(status)
+            if refusal.reason in _ELSEWHERE:
+                # The home of its neighbours is not its own.
+                await self._take_alone(message, item)
+            else:
+                await _again(message, item, refusal.code)
+
+    async def _take_alone(self, message: Any, request: pb.EnqueueDeliveryRequest) -> None:
+        try:
+            await self._deliveries.EnqueueDelivery(request, timeout=_CALL_WAIT_S)
+        except (grpc.aio.AioRpcError, Refusal) as error:
+            await _again(message, request, _code(error))
+        else:
+            await message.ack()
+
+
+async def _again(message: Any, request: pb.EnqueueDeliveryRequest, code: grpc.StatusCode) -> None:
+    tries = int(message.metadata.num_delivered)
+    log.warning(
+        "an event has no delivery yet", event_id=request.event_id, tries=tries, code=code.name
+    )
+    await message.nak(delay=_spread(tries, _NAK_BASE_S, _NAK_CAP_S))
+
+
+def _parts(
+    taken: Sequence[tuple[Any, pb.EnqueueDeliveryRequest]],
+) -> Iterator[Sequence[tuple[Any, pb.EnqueueDeliveryRequest]]]:
+    """Pieces that fit into a message."""
+    first = size = 0
+    for number, (_, request) in enumerate(taken):
+        added = len(request.body) + _OVERHEAD_BYTES
+        if size + added > _REQUEST_BYTES_MAX and number > first:
+            yield taken[first:number]
+            first, size = number, 0
+        size += added
+    yield taken[first:]
 
 
 async def _subscribe(stream: Any) -> Any:

@@ -11,6 +11,7 @@ from cellpay.notifications.v1 import notifications_pb2_grpc
 from sqlalchemy import literal, select, tuple_
 
 from cells.answers import resource_of
+from cells.bulk import Bulk, status_bytes
 from cells.ledger.worker import Lanes
 from cells.notifications.model import Delivery, DeliveryState, Endpoint
 from cells.notifications.rules import (
@@ -69,10 +70,13 @@ def delivery_message(delivery: Delivery) -> pb.Delivery:
 
 
 class NotificationsService(notifications_pb2_grpc.NotificationsServiceServicer):
-    def __init__(self, lanes: Lanes, engine: ReadEngine, *, allow_private: bool) -> None:
+    def __init__(
+        self, lanes: Lanes, engine: ReadEngine, bulk: Bulk, *, allow_private: bool
+    ) -> None:
         """`allow_private`: webhooks may go to private addresses and by plain http (a laptop)."""
         self._lanes = lanes
         self._engine = engine
+        self._bulk = bulk
         self._allow_private = allow_private
 
     async def SetEndpoint(self, request: pb.SetEndpointRequest, context: Any) -> pb.Endpoint:
@@ -156,18 +160,34 @@ class NotificationsService(notifications_pb2_grpc.NotificationsServiceServicer):
         self, request: pb.EnqueueDeliveryRequest, context: Any
     ) -> pb.Delivery:
         _only_cells(context)
-        check = Checker()
-        merchant_id = check.name("merchant_id", request.merchant_id)
-        event_id = check.identifier("event_id", request.event_id, Kind.EVENT)
-        event_type = check.name("event_type", request.event_type)
-        if not 0 < len(request.body.encode()) <= _BODY_BYTES_MAX or "\x00" in request.body:
-            check.wrong("body", f"must be a JSON document of at most {_BODY_BYTES_MAX} bytes")
-        check.done()
-        command = EnqueueDelivery(
-            slot_of_user(merchant_id), merchant_id, event_id, event_type, request.body
-        )
-        outcome = await self._lanes.submit(command, timeout_of(context))
+        outcome = await self._lanes.submit(_enqueue_command(request), timeout_of(context))
         return delivery_message(resource_of(outcome))
+
+    async def EnqueueDeliveries(
+        self, request: pb.EnqueueDeliveriesRequest, context: Any
+    ) -> pb.EnqueueDeliveriesResponse:
+        _only_cells(context)
+        outcomes = await self._bulk.run(
+            "deliveries", request.deliveries, _enqueue_command, timeout_of(context)
+        )
+        return pb.EnqueueDeliveriesResponse(
+            error_statuses=[
+                status_bytes(outcome) if isinstance(outcome, Refusal) else b""
+                for outcome in outcomes
+            ]
+        )
+
+
+def _enqueue_command(request: pb.EnqueueDeliveryRequest) -> EnqueueDelivery:
+    check = Checker()
+    merchant_id = check.name("merchant_id", request.merchant_id)
+    event_id = check.identifier("event_id", request.event_id, Kind.EVENT)
+    event_type = check.name("event_type", request.event_type)
+    if not 0 < len(request.body.encode()) <= _BODY_BYTES_MAX or "\x00" in request.body:
+        check.wrong("body", f"must be a JSON document of at most {_BODY_BYTES_MAX} bytes")
+    check.done()
+    slot = slot_of_user(merchant_id)
+    return EnqueueDelivery(slot, merchant_id, event_id, event_type, request.body)
 
 
 def _only_cells(context: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from cellpay.payments.v1 import payments_pb2 as pb
@@ -9,6 +11,7 @@ from cellpay.payments.v1 import payments_pb2_grpc
 from sqlalchemy import select
 
 from cells.answers import not_found, resource_of
+from cells.bulk import Bulk, status_bytes
 from cells.ledger.model import Reason
 from cells.ledger.worker import Lanes
 from cells.payments.model import Payment, Refund, RefundState
@@ -26,10 +29,14 @@ from cells.requests import (
     timeout_of,
     timestamp,
 )
+from router.errors import Refusal
+from router.guard import require_wellformed
 from router.ids import Kind, slot_of_id
 from router.minting import mint_now
 from router.slots import slot_of_user
 
+# Messages of one stream that are under way at once.
+_STREAM_WINDOW = 8
 _REFUND_STATES_OUT = {
     RefundState.PENDING: pb.Refund.STATE_PENDING,
     RefundState.SUCCEEDED: pb.Refund.STATE_SUCCEEDED,
@@ -69,23 +76,74 @@ def refund_message(refund: Refund) -> pb.Refund:
     )
 
 
+def pay_command(request: pb.PayRequest) -> Pay:
+    check = Checker()
+    order_id = check.identifier("order_id", request.order_id, Kind.ORDER)
+    idempotency = idempotency_of(check, "Pay", request)
+    check.done()
+    slot = slot_of_id(order_id)
+    return Pay(
+        slot, mint_now(Kind.PAYMENT, slot), mint_now(Kind.EVENT, slot), order_id, idempotency
+    )
+
+
 class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
-    def __init__(self, lanes: Lanes, engine: ReadEngine, refunding: Refunding) -> None:
+    def __init__(self, lanes: Lanes, engine: ReadEngine, refunding: Refunding, bulk: Bulk) -> None:
         self._lanes = lanes
         self._engine = engine
         self._refunding = refunding
+        self._bulk = bulk
 
     async def Pay(self, request: pb.PayRequest, context: Any) -> pb.Payment:
-        check = Checker()
-        order_id = check.identifier("order_id", request.order_id, Kind.ORDER)
-        idempotency = idempotency_of(check, "Pay", request)
-        check.done()
-        slot = slot_of_id(order_id)
-        command = Pay(
-            slot, mint_now(Kind.PAYMENT, slot), mint_now(Kind.EVENT, slot), order_id, idempotency
-        )
-        outcome = await self._lanes.submit(command, timeout_of(context))
+        outcome = await self._lanes.submit(pay_command(request), timeout_of(context))
         return payment_message(resource_of(outcome))
+
+    async def BatchPay(self, request: pb.BatchPayRequest, context: Any) -> pb.BatchPayResponse:
+        results = await self._pay_many(request.payments, timeout_of(context))
+        return pb.BatchPayResponse(results=results)
+
+    # grpc.aio's style of reading and writing; the stubs only know that of generators.
+    async def PayStream(self, requests: Any, context: Any) -> None:  # type: ignore[override]
+        """Reads on while fewer than `_STREAM_WINDOW` messages are under way: the rest waits in
+        HTTP/2's windows, at the caller."""
+        window = asyncio.Semaphore(_STREAM_WINDOW)
+        # One message may be written at a time.
+        writing = asyncio.Lock()
+        timeout_s = timeout_of(context)
+
+        async def answer(first: int, request: pb.PayStreamRequest) -> None:
+            try:
+                results = await self._pay_many(request.payments, timeout_s)
+                response = pb.PayStreamResponse(first=first, results=results)
+                async with writing:
+                    await context.write(response)
+            finally:
+                window.release()
+
+        seen = 0
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for request in requests:
+                    require_wellformed(request)
+                    await window.acquire()
+                    group.create_task(answer(seen, request))
+                    seen += len(request.payments)
+        except ExceptionGroup as errors:
+            for error in errors.exceptions:
+                if isinstance(error, Refusal):
+                    raise error from None
+            raise
+
+    async def _pay_many(
+        self, requests: Sequence[pb.PayRequest], timeout_s: float | None
+    ) -> list[pb.PayResult]:
+        outcomes = await self._bulk.run("payments", requests, pay_command, timeout_s)
+        return [
+            pb.PayResult(error_status=status_bytes(outcome))
+            if isinstance(outcome, Refusal)
+            else pb.PayResult(payment=payment_message(outcome))
+            for outcome in outcomes
+        ]
 
     async def GetPayment(self, request: pb.GetPaymentRequest, context: Any) -> pb.Payment:
         check = Checker()

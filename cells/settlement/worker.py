@@ -16,7 +16,7 @@ from cells.answers import resource_of
 from cells.ledger.model import Account
 from cells.ledger.tables import ACCOUNTS, accounts
 from cells.ledger.worker import Lanes
-from cells.reading import ReadEngine, fetch
+from cells.reading import ReadEngine, any_slot, fetch
 from cells.settings import SettlementSettings
 from cells.transfers.coordinator import Coordinator
 from cells.transfers.model import Transfer, TransferKind
@@ -64,7 +64,7 @@ class Settlement:
         statement = (
             select(*(accounts.c[name] for name in ACCOUNTS.fields))
             .where(
-                accounts.c.slot.in_(sorted(owned)),
+                accounts.c.slot == any_slot(owned),
                 literal_column("purpose = 'collection'"),
                 accounts.c.balance > accounts.c.held + accounts.c.reserved,
             )

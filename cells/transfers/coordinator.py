@@ -11,6 +11,7 @@ once. Confirm and cancel are repeated for ever, by recovery, until they succeed 
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Protocol
 
 import grpc
 import structlog
@@ -22,8 +23,7 @@ from cells.requests import money
 from cells.settings import TransferSettings
 from cells.transfers.model import Transfer, TransferEvent, TransferState
 from cells.transfers.rules import AdvanceTransfer
-from router.client import Mesh
-from router.errors import details_of
+from router.errors import Refusal
 from router.ids import Kind
 from router.minting import mint_now
 
@@ -41,10 +41,18 @@ _TRY_REFUSED = frozenset(
 _ELSEWHERE = frozenset({"NOT_HOME", "SLOT_MOVED", "NOT_OWNER"})
 
 
+class Branches(Protocol):
+    """The way to the payees' cells (branches.py)."""
+
+    async def step(self, step: participant_pb2.BranchStep) -> None:
+        """Raises Refusal: what the payee's cell says, or that it did not say."""
+        ...
+
+
 class Coordinator:
-    def __init__(self, lanes: Lanes, mesh: Mesh, settings: TransferSettings) -> None:
+    def __init__(self, lanes: Lanes, branches: Branches, settings: TransferSettings) -> None:
         self._lanes = lanes
-        self._mesh = mesh
+        self._branches = branches
         self._settings = settings
 
     async def drive(self, transfer: Transfer, *, now: datetime | None = None) -> Transfer:
@@ -64,46 +72,36 @@ class Coordinator:
         age_s = (now - transfer.created_at).total_seconds() if now else 0.0
         if age_s > self._settings.try_timeout_s:
             return await self._advance(transfer, TransferEvent.CANCEL, "TRY_TIMED_OUT")
-        request = participant_pb2.TryBranchRequest(
+        step = participant_pb2.BranchStep(
             payee_account_id=transfer.payee_account_id,
             transfer_id=transfer.transfer_id,
+            kind=participant_pb2.BranchStep.KIND_TRY,
             amount=money(transfer.currency, transfer.amount),
         )
         try:
-            await self._mesh.participants.TryBranch(
-                request, timeout=self._settings.branch_call_timeout_s
-            )
-        except grpc.aio.AioRpcError as error:
-            reason = details_of(error).reason
-            if error.code() in _TRY_REFUSED and reason not in _ELSEWHERE:
-                return await self._advance(
-                    transfer, TransferEvent.CANCEL, reason or error.code().name
-                )
-            log.info("a try has no answer", transfer=transfer.transfer_id, code=error.code().name)
+            await self._branches.step(step)
+        except Refusal as refusal:
+            if refusal.code in _TRY_REFUSED and refusal.reason not in _ELSEWHERE:
+                return await self._advance(transfer, TransferEvent.CANCEL, refusal.reason)
+            log.info("a try has no answer", transfer=transfer.transfer_id, code=refusal.code.name)
             return transfer
         return await self._advance(transfer, TransferEvent.COMMIT, "")
 
     async def _end(self, transfer: Transfer, *, confirm: bool) -> Transfer:
-        address = {
-            "payee_account_id": transfer.payee_account_id,
-            "transfer_id": transfer.transfer_id,
-        }
-        timeout = self._settings.branch_call_timeout_s
+        kinds = participant_pb2.BranchStep
+        step = participant_pb2.BranchStep(
+            payee_account_id=transfer.payee_account_id,
+            transfer_id=transfer.transfer_id,
+            kind=kinds.KIND_CONFIRM if confirm else kinds.KIND_CANCEL,
+        )
         try:
-            if confirm:
-                await self._mesh.participants.ConfirmBranch(
-                    participant_pb2.ConfirmBranchRequest(**address), timeout=timeout
-                )
-            else:
-                await self._mesh.participants.CancelBranch(
-                    participant_pb2.CancelBranchRequest(**address), timeout=timeout
-                )
-        except grpc.aio.AioRpcError as error:
+            await self._branches.step(step)
+        except Refusal as refusal:
             log.warning(
                 "a branch does not end yet",
                 transfer=transfer.transfer_id,
                 confirm=confirm,
-                code=error.code().name,
+                code=refusal.code.name,
             )
             return transfer
         return await self._advance(transfer, TransferEvent.END, "")

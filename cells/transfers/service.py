@@ -9,13 +9,14 @@ import grpc
 from cellpay.transfers.v1 import (
     funding_pb2,
     funding_pb2_grpc,
-    participant_pb2,
     participant_pb2_grpc,
     transfers_pb2_grpc,
 )
+from cellpay.transfers.v1 import participant_pb2 as pb_branch
 from cellpay.transfers.v1 import transfers_pb2 as pb
 
 from cells.answers import not_found, resource_of
+from cells.bulk import Bulk, status_bytes
 from cells.ledger.model import Reason
 from cells.ledger.worker import Lanes
 from cells.reading import ReadEngine, fetch_row
@@ -50,9 +51,9 @@ _STATES_OUT = {
     TransferState.CANCELLED: pb.Transfer.STATE_CANCELLED,
 }
 _BRANCH_STATES_OUT = {
-    BranchState.TRIED: participant_pb2.Branch.STATE_TRIED,
-    BranchState.CONFIRMED: participant_pb2.Branch.STATE_CONFIRMED,
-    BranchState.CANCELLED: participant_pb2.Branch.STATE_CANCELLED,
+    BranchState.TRIED: pb_branch.Branch.STATE_TRIED,
+    BranchState.CONFIRMED: pb_branch.Branch.STATE_CONFIRMED,
+    BranchState.CANCELLED: pb_branch.Branch.STATE_CANCELLED,
 }
 
 
@@ -69,8 +70,8 @@ def transfer_message(transfer: Transfer) -> pb.Transfer:
     )
 
 
-def _branch_message(branch: Branch) -> participant_pb2.Branch:
-    return participant_pb2.Branch(
+def _branch_message(branch: Branch) -> pb_branch.Branch:
+    return pb_branch.Branch(
         transfer_id=branch.transfer_id, state=_BRANCH_STATES_OUT[BranchState(branch.state)]
     )
 
@@ -159,43 +160,75 @@ class FundingService(funding_pb2_grpc.FundingServiceServicer):
         return transfer_message(await asyncio.shield(self._coordinator.drive(begun)))
 
 
+def _step_command(step: pb_branch.BranchStep) -> TryBranch | EndBranch:
+    check = Checker()
+    account = check.identifier("payee_account_id", step.payee_account_id, Kind.ACCOUNT)
+    transfer_id = check.identifier("transfer_id", step.transfer_id, Kind.TRANSFER)
+    if step.kind == pb_branch.BranchStep.KIND_TRY:
+        amount = check.amount("amount", step.amount)
+        check.done()
+        return TryBranch(slot_of_id(account), transfer_id, account, amount, step.amount.currency)
+    if step.kind not in _ENDS:
+        check.wrong("kind", "must be TRY, CONFIRM or CANCEL")
+    check.done()
+    return EndBranch(slot_of_id(account), transfer_id, account, _ENDS[step.kind])
+
+
+# Whether it confirms.
+_ENDS = {
+    pb_branch.BranchStep.KIND_CONFIRM: True,
+    pb_branch.BranchStep.KIND_CANCEL: False,
+}
+
+
 class ParticipantService(participant_pb2_grpc.ParticipantServiceServicer):
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, lanes: Lanes, bulk: Bulk) -> None:
         self._lanes = lanes
+        self._bulk = bulk
 
     async def TryBranch(
-        self, request: participant_pb2.TryBranchRequest, context: Any
-    ) -> participant_pb2.Branch:
-        check = Checker()
-        account = check.identifier("payee_account_id", request.payee_account_id, Kind.ACCOUNT)
-        transfer_id = check.identifier("transfer_id", request.transfer_id, Kind.TRANSFER)
-        amount = check.amount("amount", request.amount)
-        check.done()
-        command = TryBranch(
-            slot_of_id(account), transfer_id, account, amount, request.amount.currency
-        )
-        return _branch_message(resource_of(await self._lanes.submit(command, timeout_of(context))))
+        self, request: pb_branch.TryBranchRequest, context: Any
+    ) -> pb_branch.Branch:
+        step = pb_branch.BranchStep(
+            payee_account_id=request.payee_account_id, transfer_id=request.transfer_id,
+            kind=pb_branch.BranchStep.KIND_TRY, amount=request.amount,
+        )  # fmt: skip
+        return await self._one(step, context)
 
     async def ConfirmBranch(
-        self, request: participant_pb2.ConfirmBranchRequest, context: Any
-    ) -> participant_pb2.Branch:
-        return await self._end(request, context, confirm=True)
+        self, request: pb_branch.ConfirmBranchRequest, context: Any
+    ) -> pb_branch.Branch:
+        return await self._end(request, pb_branch.BranchStep.KIND_CONFIRM, context)
 
     async def CancelBranch(
-        self, request: participant_pb2.CancelBranchRequest, context: Any
-    ) -> participant_pb2.Branch:
-        return await self._end(request, context, confirm=False)
+        self, request: pb_branch.CancelBranchRequest, context: Any
+    ) -> pb_branch.Branch:
+        return await self._end(request, pb_branch.BranchStep.KIND_CANCEL, context)
+
+    async def AdvanceBranches(
+        self, request: pb_branch.AdvanceBranchesRequest, context: Any
+    ) -> pb_branch.AdvanceBranchesResponse:
+        outcomes = await self._bulk.run("steps", request.steps, _step_command, timeout_of(context))
+        return pb_branch.AdvanceBranchesResponse(
+            results=[
+                pb_branch.BranchResult(error_status=status_bytes(outcome))
+                if isinstance(outcome, Refusal)
+                else pb_branch.BranchResult(branch=_branch_message(outcome))
+                for outcome in outcomes
+            ]
+        )
 
     async def _end(
         self,
-        request: participant_pb2.ConfirmBranchRequest | participant_pb2.CancelBranchRequest,
+        request: pb_branch.ConfirmBranchRequest | pb_branch.CancelBranchRequest,
+        kind: pb_branch.BranchStep.Kind.ValueType,
         context: Any,
-        *,
-        confirm: bool,
-    ) -> participant_pb2.Branch:
-        check = Checker()
-        account = check.identifier("payee_account_id", request.payee_account_id, Kind.ACCOUNT)
-        transfer_id = check.identifier("transfer_id", request.transfer_id, Kind.TRANSFER)
-        check.done()
-        command = EndBranch(slot_of_id(account), transfer_id, account, confirm)
-        return _branch_message(resource_of(await self._lanes.submit(command, timeout_of(context))))
+    ) -> pb_branch.Branch:
+        step = pb_branch.BranchStep(
+            payee_account_id=request.payee_account_id, transfer_id=request.transfer_id, kind=kind
+        )
+        return await self._one(step, context)
+
+    async def _one(self, step: pb_branch.BranchStep, context: Any) -> pb_branch.Branch:
+        outcome = await self._lanes.submit(_step_command(step), timeout_of(context))
+        return _branch_message(resource_of(outcome))

@@ -17,7 +17,7 @@ from sqlalchemy import func, literal_column, select
 from cells.payments.model import Refund
 from cells.payments.refunding import Refunding
 from cells.payments.tables import REFUNDS, refunds
-from cells.reading import ReadEngine, fetch
+from cells.reading import ReadEngine, any_slot, fetch
 from cells.settings import TransferSettings
 from cells.transfers.coordinator import Coordinator
 from cells.transfers.model import IN_DOUBT, Transfer
@@ -90,7 +90,7 @@ class Recovery:
         statement = (
             select(*(transfers.c[name] for name in TRANSFERS.fields), func.now())
             .where(
-                transfers.c.slot.in_(sorted(slots)),
+                transfers.c.slot == any_slot(slots),
                 literal_column(f"transfers.state IN ({states})"),
                 transfers.c.touched_at <= _ago(min_age_s),
             )
@@ -103,7 +103,7 @@ class Recovery:
         statement = (
             select(*(refunds.c[name] for name in REFUNDS.fields))
             .where(
-                refunds.c.slot.in_(sorted(slots)),
+                refunds.c.slot == any_slot(slots),
                 literal_column("refunds.state = 'pending'"),
                 refunds.c.created_at <= _ago(min_age_s),
             )

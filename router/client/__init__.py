@@ -7,8 +7,18 @@
 It dials `xds:///cellpay`, sets slot, deadline and idempotency key, and retries what may be retried.
 """
 
-from router.client.channel import CallPolicy, MeshChannel
+from router.client.bulk import BulkPayer
+from router.client.channel import CallPolicy, MeshChannel, home_of
 from router.client.mesh import Mesh, connect, connect_direct
 from router.client.tls import TlsFiles
 
-__all__ = ["CallPolicy", "Mesh", "MeshChannel", "TlsFiles", "connect", "connect_direct"]
+__all__ = [
+    "BulkPayer",
+    "CallPolicy",
+    "Mesh",
+    "MeshChannel",
+    "TlsFiles",
+    "connect",
+    "connect_direct",
+    "home_of",
+]

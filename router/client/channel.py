@@ -79,6 +79,18 @@ class MeshChannel:
         call: Any = self._channel.unary_unary(path, request_serializer, response_deserializer)
         return MeshCall(self, path, call)
 
+    def stream_stream(
+        self,
+        path: str,
+        request_serializer: Callable[[Any], bytes] | None = None,
+        response_deserializer: Callable[[bytes], Any] | None = None,
+        _registered_method: bool | None = False,
+    ) -> Any:
+        """gRPC's own: a stream has no one request to route by, so its caller gives the metadata
+        of `home_of`, and begins anew where it breaks."""
+        call: Any = self._channel
+        return call.stream_stream(path, request_serializer, response_deserializer)
+
     async def close(self) -> None:
         await self._channel.close(grace=None)
 
@@ -129,6 +141,11 @@ class MeshCall:
                     raise
             figures.retries += 1
             await asyncio.sleep(wait)
+
+
+def home_of(slot: int) -> Metadata:
+    """Sends a stream to the home of this slot."""
+    return ((SLOT_HEADER, str(slot)),)
 
 
 def _wait_s(error: grpc.aio.AioRpcError, tries: int, policy: CallPolicy) -> float | None:

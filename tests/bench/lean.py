@@ -4,7 +4,7 @@ A full client would take more of the two cores than the server under test. This 
 unary calls with distinct bodies, keeps a fixed number in flight a connection, and reads answers
 by their frames: a stream that ended with a DATA frame succeeded (a failed unary call of gRPC has
 headers and trailers only). What it counted is checked against the database by the benchmark.
-Frames: RFC 9113; header blocks: RFC 7541, literals without indexing; messages: gRPC over HTTP/2.
+Frames: RFC 9113; header blocks: RFC 7541; messages: gRPC over HTTP/2.
 """
 
 from __future__ import annotations
@@ -31,11 +31,24 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-def _literal(name: str, value: str) -> bytes:
+def _indexed_later(name: str, value: str) -> bytes:
+    """A literal that both sides remember (RFC 7541, 6.2.1), as gRPC's own clients send them."""
     raw_name, raw_value = name.encode(), value.encode()
     assert len(raw_name) < 127
     assert len(raw_value) < 127
-    return b"\x00" + bytes([len(raw_name)]) + raw_name + bytes([len(raw_value)]) + raw_value
+    return b"\x40" + bytes([len(raw_name)]) + raw_name + bytes([len(raw_value)]) + raw_value
+
+
+def _header_blocks(path: str) -> tuple[bytes, bytes]:
+    """The first call's header block, and every later one's: a byte a header."""
+    headers = (
+        (":method", "POST"), (":scheme", "https"), (":path", path),
+        (":authority", "localhost"), ("content-type", "application/grpc"), ("te", "trailers"),
+    )  # fmt: skip
+    first = b"".join(_indexed_later(name, value) for name, value in headers)
+    # The newest entry of the dynamic table is 62.
+    last = 61 + len(headers)
+    return first, bytes(0x80 | (last - number) for number in range(len(headers)))
 
 
 @dataclass(slots=True)
@@ -68,6 +81,8 @@ class Connection:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = context.wrap_socket(plain, server_hostname="localhost")
         self._buffer = b""
+        # What the header table holds.
+        self._path = ""
         self._stream = 1
         self._send_window = _WINDOW_DEFAULT
         settings = struct.pack(">HI", 4, _WINDOW_MAX)
@@ -84,14 +99,11 @@ class Connection:
         self, path: str, bodies: Iterator[bytes], *, in_flight: int, keep_bodies: bool = False
     ) -> Result:
         """Calls `path` with each body, `in_flight` at a time, until they are all answered."""
-        block = b"".join(
-            _literal(name, value)
-            for name, value in (
-                (":method", "POST"), (":scheme", "https"), (":path", path),
-                (":authority", "localhost"), ("content-type", "application/grpc"),
-                ("te", "trailers"),
-            )
-        )  # fmt: skip
+        if path != self._path:
+            block, later = _header_blocks(path)
+            self._path = path
+        else:
+            block = later = _header_blocks(path)[1]
         result = Result()
         started: dict[int, float] = {}
         answered: dict[int, bytes] = {}
@@ -109,6 +121,7 @@ class Connection:
                 payload = b"\x00" + struct.pack(">I", len(body)) + body
                 self._send_window -= len(payload)
                 out.append(_frame(_HEADERS, _END_HEADERS, stream, block))
+                block = later
                 out.append(_frame(_DATA, _END_STREAM, stream, payload))
                 started[stream] = time.perf_counter()
             if out:

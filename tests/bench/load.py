@@ -20,6 +20,8 @@ from cellpay.payments.v1 import payments_pb2
 from cellpay.transfers.v1 import transfers_pb2
 
 from router.client import TlsFiles
+from router.ids import slot_of_id
+from router.slots import slot_of_user
 from tests.bench.lean import Connection, Result
 
 _PATHS = {
@@ -46,11 +48,21 @@ def _body(job: str, item: Any) -> bytes:
     ).SerializeToString()  # fmt: skip
 
 
+def _slot(job: str, item: Any) -> int:
+    return slot_of_id(item) if job == "pay" else slot_of_user(item[0])
+
+
 def run(job: dict[str, Any]) -> dict[str, Any]:
     tls = TlsFiles(**job["tls"])
-    items = job["items"]
-    connections = [Connection(job["address"], tls) for _ in range(job["connections"])]
-    shares = [items[number :: len(connections)] for number in range(len(connections))]
+    addresses = job["addresses"]
+    shares, connections = [], []
+    # A connection is to one process of the cell and carries the slots of that process.
+    each = max(1, job["connections"] // len(addresses))
+    for place, address in enumerate(addresses):
+        items = [item for item in job["items"] if _slot(job["job"], item) % len(addresses) == place]
+        for number in range(each):
+            shares.append(items[number::each])
+            connections.append(Connection(address, tls))
     results: list[Result] = [Result() for _ in connections]
     keep = job["job"] == "orders"
 

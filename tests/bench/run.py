@@ -35,6 +35,7 @@ from control.mesh import launcher
 from control.mesh.options import MeshOptions
 from router.client import CallPolicy, Mesh, connect_direct
 from router.slots import slot_of_user
+from router.store.model import LIVE_CELLS_PREFIX
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results" / "latest.json"
@@ -44,6 +45,8 @@ _ROUNDS = 3
 _TRANSFERS = 3000
 _IN_FLIGHT = 256
 _CONNECTIONS = 16
+# Processes of a cell.
+_WORKERS = 2
 _PGBENCH_SCALE = 20
 _PGBENCH_CLIENTS = 16
 _PGBENCH_S = 8
@@ -129,7 +132,7 @@ class Bench:
         """Unary payments and cross-cell transfers into one cell, against pgbench beside it."""
         print("throughput of one cell: pgbench, payments, transfers, in turn", flush=True)
         payers, payees = users["a"], users["b"]
-        address = self.session.state.address("cell-a")
+        address = await self._addresses("a")
         baseline = [self._pgbench()]
         pays, transfers, p50, p99 = [], [], [], []
         for _ in range(_ROUNDS):
@@ -158,6 +161,16 @@ class Bench:
         self.figure("transfer_per_s", "transfers/s", transfers)
         ratios = [one / other for one, other in zip(transfers, pays, strict=True)]
         self.figure("transfer_vs_pay", "ratio", ratios)
+
+    async def _addresses(self, cell: str) -> list[str]:
+        """Where the processes of the cell listen, once all of them do."""
+        async with self.session.store() as store:
+            while True:
+                item = await store.get(LIVE_CELLS_PREFIX + cell)
+                found: list[str] = json.loads(item.value)["addresses"] if item else []
+                if len(found) == _WORKERS:
+                    return found
+                await asyncio.sleep(0.1)
 
     async def _told(self) -> None:
         """Waits until the relays have told what was paid: the next figures are not theirs."""
@@ -198,10 +211,10 @@ class Bench:
         line = next(line for line in done.stdout.splitlines() if line.startswith("tps = "))
         return float(line.split()[2])
 
-    def _load(self, job: str, address: str, items: list[Any]) -> dict[str, Any]:
+    def _load(self, job: str, addresses: list[str], items: list[Any]) -> dict[str, Any]:
         request = {
             "job": job,
-            "address": address,
+            "addresses": addresses,
             "tls": asdict(self.session.tls("client")),
             "connections": _CONNECTIONS,
             "in_flight": _IN_FLIGHT,
@@ -390,7 +403,7 @@ def _commit() -> str:
 
 def main() -> None:
     # Settlement would run in the middle of a measurement; it has a figure of its own to come.
-    overrides = {"settlement": {"interval_s": 3600.0}}
+    overrides = {"settlement": {"interval_s": 3600.0}, "workers": _WORKERS}
     with tempfile.TemporaryDirectory(prefix="cellpay-bench-") as folder:
         data = Path(folder)
         options = MeshOptions(cell_overrides=overrides)

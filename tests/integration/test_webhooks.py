@@ -20,6 +20,7 @@ from cellpay.notifications.v1 import notifications_pb2 as pb
 from cellpay.notifications.v1 import notifications_pb2_grpc
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cells.bulk import Bulk
 from cells.database import make_engine
 from cells.ledger.worker import Lanes
 from cells.notifications.consumer import DURABLE, Consumer
@@ -171,7 +172,8 @@ async def _serving(state: MeshState, lanes: Lanes, engine: AsyncEngine) -> Async
     server = grpc.aio.server()
     guarded: Any = GuardedServer(server, here)
     notifications_pb2_grpc.add_NotificationsServiceServicer_to_server(
-        NotificationsService(lanes, ReadEngine(engine), allow_private=True), guarded
+        NotificationsService(lanes, ReadEngine(engine), Bulk(lanes, here), allow_private=True),
+        guarded,
     )
     port = server.add_secure_port("127.0.0.1:0", _tls(state, "cell").server_credentials())
     await server.start()
@@ -274,12 +276,17 @@ async def test_an_event_waits_in_the_stream_until_its_home_takes_it(cell: Cell, 
         async def EnqueueDelivery(
             self, request: pb.EnqueueDeliveryRequest, *, timeout: float
         ) -> pb.Delivery:
+            raise AssertionError("its neighbours' home is its own")
+
+        async def EnqueueDeliveries(
+            self, request: pb.EnqueueDeliveriesRequest, *, timeout: float
+        ) -> pb.EnqueueDeliveriesResponse:
             self.calls += 1
             if self.calls <= 2:
                 raise grpc.aio.AioRpcError(
                     grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata()
                 )
-            return await cell.cell.notifications.EnqueueDelivery(request, timeout=timeout)
+            return await cell.cell.notifications.EnqueueDeliveries(request, timeout=timeout)
 
     failing = Failing()
     await tell(cell.engine, 1, merchant_id=shop)

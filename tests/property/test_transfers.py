@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import grpc
 import pytest
-from grpc.aio import AioRpcError, Metadata
+from cellpay.transfers.v1.participant_pb2 import BranchStep
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -34,7 +34,7 @@ from cells.transfers.coordinator import Coordinator
 from cells.transfers.model import Transfer, TransferKind
 from cells.transfers.rules import BeginTransfer, EndBranch, TryBranch
 from cells.transfers.tables import BRANCHES, TRANSFERS
-from router.errors import STATUS_DETAILS_KEY, Refusal
+from router.errors import Refusal
 from router.ids import Kind, account_id, mint, slot_of_id
 from router.slots import slot_of_user
 from tests.property.memory import NOW, MemoryStore, Owner, check_books
@@ -71,15 +71,11 @@ class AskingLanes:
         return cast("Outcome", await Ask("submit", command))
 
 
-class AskingMesh:
+class AskingBranches:
     """Stands for the mesh: the payee's cell, wherever it is."""
 
-    @property
-    def participants(self) -> AskingMesh:
-        return self
-
-    def __getattr__(self, method: str) -> Any:
-        return lambda request, timeout: Ask(method, request)
+    async def step(self, step: BranchStep) -> None:
+        await Ask(BranchStep.Kind.Name(step.kind), step)
 
 
 @dataclass(eq=False)
@@ -91,11 +87,8 @@ class Driver:
     asks: Ask
 
 
-def rpc_error(code: grpc.StatusCode, refusal: Refusal | None = None) -> AioRpcError:
-    trailing = Metadata()
-    if refusal is not None:
-        trailing = Metadata((STATUS_DETAILS_KEY, refusal.to_status().SerializeToString()))
-    return AioRpcError(code, Metadata(), trailing, "")
+def unanswered(code: grpc.StatusCode) -> Refusal:
+    return Refusal(code, code.name, "")
 
 
 class TransferMachine(RuleBasedStateMachine):
@@ -180,9 +173,7 @@ class TransferMachine(RuleBasedStateMachine):
             self.drive(outcome.resource, self.owner(slot), None)
 
     def drive(self, transfer: Transfer, cell: str, now: datetime | None) -> None:
-        coordinator = Coordinator(
-            cast("Any", AskingLanes()), cast("Any", AskingMesh()), TransferSettings()
-        )
+        coordinator = Coordinator(cast("Any", AskingLanes()), AskingBranches(), TransferSettings())
         self.resume(Driver(cell, coordinator.drive(transfer, now=now), Ask("", None)))
 
     def resume(
@@ -254,14 +245,14 @@ class TransferMachine(RuleBasedStateMachine):
         elif fate in {"lost", "late"}:
             if fate == "late":
                 self.late.append(asks)
-            self.resume(driver, error=rpc_error(grpc.StatusCode.DEADLINE_EXCEEDED))
+            self.resume(driver, error=unanswered(grpc.StatusCode.DEADLINE_EXCEEDED))
         else:
             if fate == "twice":
                 self.participate(asks)
             answer = self.participate(asks)
             if fate == "answer lost":
-                answer = rpc_error(grpc.StatusCode.UNAVAILABLE)
-            if isinstance(answer, AioRpcError):
+                answer = unanswered(grpc.StatusCode.UNAVAILABLE)
+            if isinstance(answer, Refusal):
                 self.resume(driver, error=answer)
             else:
                 self.resume(driver, answer)
@@ -273,20 +264,20 @@ class TransferMachine(RuleBasedStateMachine):
         account, transfer_id = request.payee_account_id, request.transfer_id
         slot = slot_of_id(account)
         command: Command
-        if asks.method == "TryBranch":
+        if asks.method == "KIND_TRY":
             money = request.amount
             command = TryBranch(slot, transfer_id, account, money.minor_units, money.currency)
         else:
-            command = EndBranch(slot, transfer_id, account, asks.method == "ConfirmBranch")
+            command = EndBranch(slot, transfer_id, account, asks.method == "KIND_CONFIRM")
         try:
             branch = resource_of(self.at_home(command))
         except Refusal as refusal:
-            return rpc_error(refusal.code, refusal)
+            return refusal
         # What success means to whoever asked: a late try is never told that it is promised.
         meant = {
-            "TryBranch": {"tried", "confirmed"},
-            "ConfirmBranch": {"confirmed"},
-            "CancelBranch": {"cancelled"},
+            "KIND_TRY": {"tried", "confirmed"},
+            "KIND_CONFIRM": {"confirmed"},
+            "KIND_CANCEL": {"cancelled"},
         }
         assert branch.state in meant[asks.method]
         return branch
@@ -394,7 +385,7 @@ class TransferMachine(RuleBasedStateMachine):
             self.resume(driver, self.store.commit(driver.cell, [asks.content])[0])
             return
         answer = self.participate(asks)
-        if isinstance(answer, AioRpcError):
+        if isinstance(answer, Refusal):
             self.resume(driver, error=answer)
         else:
             self.resume(driver, answer)
