@@ -23,9 +23,10 @@ from pathlib import Path
 from control.mesh import binaries
 from control.mesh.errors import MeshMismatch, StartFailure
 from control.mesh.processes import (
+    BECOMING_FAILED,
     RunAs,
+    as_user,
     child_environment,
-    credentials,
     log_tail,
     stop,
     wait_gone,
@@ -201,24 +202,18 @@ def _user_of(directory: Path) -> RunAs | None:
 
 
 def _can(command: Sequence[str], run_as: RunAs) -> bool:
-    try:
-        answer = subprocess.run(
-            command,
-            capture_output=True,
-            check=False,
-            cwd="/",
-            timeout=_COMMAND_WAIT_S,
-            **credentials(run_as),
+    answer = subprocess.run(
+        as_user(run_as, command),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        timeout=_COMMAND_WAIT_S,
+    )
+    if answer.returncode == BECOMING_FAILED:
+        raise StartFailure(
+            "postgres", f"this root may not become the user {run_as.name}: {answer.stderr.strip()}"
         )
-    except FileNotFoundError:
-        return False
-    except PermissionError as error:
-        # Python names the program when executing it failed, and not when becoming the user did.
-        if error.filename != command[0]:
-            raise StartFailure(
-                "postgres", f"this root may not become the user {run_as.name}: {error}"
-            ) from error
-        return False
     return answer.returncode == 0
 
 
@@ -226,7 +221,7 @@ def _run(server: Server, command: Sequence[str], text: bytes, owner: Path, log: 
     with open(log, "ab") as output:
         offset = output.tell()
         answer = subprocess.run(
-            command,
+            as_user(server.run_as, command),
             input=text,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -234,7 +229,6 @@ def _run(server: Server, command: Sequence[str], text: bytes, owner: Path, log: 
             cwd=server.directory,
             env=child_environment(owner, server.environment),
             timeout=_COMMAND_WAIT_S,
-            **credentials(server.run_as),
         )
     if answer.returncode != 0:
         raise StartFailure(

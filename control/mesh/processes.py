@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from control.mesh.errors import StartFailure, StopFailure
 
@@ -166,14 +165,13 @@ def spawn(what: Spawn) -> tuple[Identity, int]:
         offset = log.tell()
         try:
             child = subprocess.Popen(
-                what.command,
+                as_user(what.run_as, what.command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=what.cwd,
                 env=child_environment(what.owner, what.environment),
                 start_new_session=True,
-                **credentials(what.run_as),
             )
         except OSError as error:
             raise StartFailure(what.name, str(error), log=what.log) from error
@@ -186,11 +184,34 @@ def spawn(what: Spawn) -> tuple[Identity, int]:
     return identity, offset
 
 
-def credentials(run_as: RunAs | None) -> dict[str, Any]:
-    """The arguments of subprocess that make a child another user (of no other group), or none."""
+# Becoming another user happens in a small program of its own: subprocess's way forks this process,
+# and gRPC's threads do not survive a fork (what begins without it is spawned, which is safe).
+_BECOME = """
+import os, sys
+try:
+    os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[1]))
+except OSError as error:
+    print(error, file=sys.stderr)
+    sys.exit(125)
+try:
+    os.execv(sys.argv[3], sys.argv[3:])
+except OSError as error:
+    print(error, file=sys.stderr)
+    sys.exit(127)
+"""
+BECOMING_FAILED = 125
+
+
+def as_user(run_as: RunAs | None, command: Sequence[str]) -> list[str]:
+    """The command as another user (of no other group), or as it is.
+
+    It ends with BECOMING_FAILED when this user may not become that one, with 127 when that one
+    cannot execute it.
+    """
     if run_as is None:
-        return {}
-    return {"user": run_as.uid, "group": run_as.gid, "extra_groups": []}
+        return list(command)
+    become = [sys.executable, "-I", "-S", "-c", _BECOME, str(run_as.uid), str(run_as.gid)]
+    return [*become, *command]
 
 
 def log_tail(log: Path, offset: int = 0, lines: int = 15) -> tuple[str, ...]:

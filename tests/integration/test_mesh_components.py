@@ -482,7 +482,7 @@ def run_as(
     user: processes.RunAs, home: Path, python: str, text: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [python, "-c", text],
+        processes.as_user(user, [python, "-c", text]),
         capture_output=True,
         text=True,
         check=False,
@@ -492,5 +492,4 @@ def run_as(
             "HOME": str(home),
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         },
-        **processes.credentials(user),
     )
