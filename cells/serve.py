@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -143,7 +144,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
                 group.create_task(branches.run())
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
-                group.create_task(_until_terminated(servers, membership, health_servicer))
+                group.create_task(_until_terminated(servers, membership, workers, health_servicer))
                 if role.is_first:
                     group.create_task(membership.keep_lease())
                     group.create_task(_recover_gains(gains, recovery))
@@ -196,9 +197,10 @@ def _listen(
 
 async def _live_with_the_first(role: Role, address: str) -> None:
     """Tells the cell's first process where this one listens, and ends with it."""
-    os.write(role.tell, f"{address}\n".encode())
-    os.close(role.tell)
-    await until_parent_gone()
+    with contextlib.suppress(BrokenPipeError):
+        os.write(role.tell, f"{address}\n".encode())
+        os.close(role.tell)
+        await until_parent_gone()
     raise _Terminated
 
 
@@ -257,13 +259,17 @@ class _Terminated(Exception):
 
 
 async def _until_terminated(
-    servers: list[grpc.aio.Server], membership: Membership, health_servicer: Any
+    servers: list[grpc.aio.Server],
+    membership: Membership,
+    workers: Workers,
+    health_servicer: Any,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await stop.wait()
+    workers.stop()
     await health_servicer.enter_graceful_shutdown()
     async with asyncio.TaskGroup() as group:
         for server in servers:

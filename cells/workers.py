@@ -8,9 +8,9 @@ mesh hashes a slot to one of the listeners (ring hash), so that they seldom meet
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 EXIT_MONEY_BROKEN = 70
 _START_WAIT_S = 30.0
 _GRACE_S = 4.0
+_POLL_S = 0.05
 _BACKOFF_BASE_S = 0.1
 _BACKOFF_CAP_S = 5.0
 
@@ -38,6 +39,8 @@ class Workers:
         self._count = count
         self._incarnation = incarnation
         self._addresses: dict[int, str] = {}
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._stopping = False
 
     @property
     def addresses(self) -> list[str]:
@@ -55,12 +58,13 @@ class Workers:
     async def _keep(self, number: int, on_change: Callable[[], Awaitable[None]]) -> None:
         failures = 0
         while True:
-            process, address = await self._start()
+            process, address = self._start()
+            self._processes[number] = process
             try:
                 self._addresses[number] = await address
                 failures = 0
                 await on_change()
-                await process.wait()
+                await _gone(process)
             except (TimeoutError, EOFError):
                 log.error("a worker did not start", worker=number)
             finally:
@@ -69,22 +73,31 @@ class Workers:
                     await on_change()
             if process.returncode == EXIT_MONEY_BROKEN:
                 raise WorkerBroken(f"worker {number}")
+            if self._stopping:
+                return
             failures += 1
             log.error("a worker ended; starting it anew", worker=number, code=process.returncode)
             ceiling = min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2**failures)
             await asyncio.sleep(random.uniform(0, ceiling))
 
-    async def _start(self) -> tuple[asyncio.subprocess.Process, Awaitable[str]]:
+    def stop(self) -> None:
+        """Asks them all to end, and starts none anew."""
+        self._stopping = True
+        for process in self._processes.values():
+            process.terminate()
+
+    def _spawn(self, writing: int) -> subprocess.Popen[bytes]:
+        """Popen, not asyncio: uvloop forks, and gRPC's threads do not survive a fork."""
+        command = [sys.executable, "-m", "cells.serve", str(self._settings)]
+        command += ["--worker", self._incarnation, "--tell", str(writing)]
+        # The end of its input tells the worker that we are gone, however we went.
+        return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(writing,))
+
+    def _start(self) -> tuple[subprocess.Popen[bytes], Awaitable[str]]:
         """The process and, to be awaited, where it listens."""
         reading, writing = os.pipe()
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "cells.serve", str(self._settings),
-                "--worker", self._incarnation, "--tell", str(writing),
-                # Its end tells the worker that we are gone, however we went.
-                stdin=asyncio.subprocess.PIPE,
-                pass_fds=(writing,),
-            )  # fmt: skip
+            process = self._spawn(writing)
         except BaseException:
             os.close(reading)
             raise
@@ -110,17 +123,19 @@ async def _read_line(descriptor: int) -> str:
     return line.decode().strip()
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is not None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
+async def _gone(process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        await asyncio.sleep(_POLL_S)
+
+
+async def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
     try:
         async with asyncio.timeout(_GRACE_S):
-            await process.wait()
+            await _gone(process)
     except TimeoutError:
         process.kill()
-        await process.wait()
+        await _gone(process)
 
 
 async def until_parent_gone() -> None:

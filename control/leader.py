@@ -7,6 +7,7 @@ make is a compare-and-set (pitfall 7).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import structlog
 
@@ -49,9 +50,18 @@ class Leadership:
         if self._lease is None:
             self._lease = await self._store.lease(self._ttl_s)
         if not self._leads:
-            won = await self._store.commit(
-                expect={LEADER_KEY: 0}, puts={LEADER_KEY: self._name}, lease=self._lease
-            )
+            try:
+                won = await self._store.commit(
+                    expect={LEADER_KEY: 0}, puts={LEADER_KEY: self._name}, lease=self._lease
+                )
+            except StoreUnavailable:
+                # It may have been applied: the key would then stand under a lease that we keep
+                # alive, and nobody would ever lead. The next round begins with another lease; this
+                # one is given back, or runs out.
+                lost, self._lease = self._lease, None
+                with contextlib.suppress(StoreUnavailable):
+                    await lost.revoke()
+                raise
             self._set(won is not None)
 
     def _set(self, leads: bool) -> None:

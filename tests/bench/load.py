@@ -1,7 +1,7 @@
 """The load generator's process: one JSON job on standard input, one JSON result on standard output.
 
-Jobs: make orders, or call one method with prepared bodies, at a fixed number in flight over some
-connections, one thread a connection.
+Jobs: make orders, pay them (one a call, or many), or transfer. A fixed number of calls is in flight
+over some connections, one thread a connection; with `per_s` calls begin when they are due.
 """
 
 from __future__ import annotations
@@ -27,55 +27,85 @@ from tests.bench.lean import Connection, Result
 _PATHS = {
     "orders": "/cellpay.orders.v1.OrdersService/CreateOrder",
     "pay": "/cellpay.payments.v1.PaymentsService/Pay",
+    "batch": "/cellpay.payments.v1.PaymentsService/BatchPay",
     "transfer": "/cellpay.transfers.v1.TransfersService/CreateTransfer",
 }
+_BATCH = 256
+# Calls under way never share a slot: each carries the slots of one remainder.
+_REMAINDERS = 16
+
+
+def _pay(order_id: str) -> payments_pb2.PayRequest:
+    return payments_pb2.PayRequest(order_id=order_id, idempotency_key=secrets.token_hex(8))
 
 
 def _body(job: str, item: Any) -> bytes:
-    key = secrets.token_hex(8)
-    if job == "orders":
-        payer, merchant = item
-        return orders_pb2.CreateOrderRequest(
-            payer_id=payer, merchant_id=merchant, idempotency_key=key,
-            amount=Money(currency="USD", minor_units=1),
-        ).SerializeToString()  # fmt: skip
     if job == "pay":
-        return payments_pb2.PayRequest(order_id=item, idempotency_key=key).SerializeToString()
-    payer, payee = item
+        return _pay(item).SerializeToString()
+    if job == "batch":
+        return payments_pb2.BatchPayRequest(payments=map(_pay, item)).SerializeToString()
+    key = secrets.token_hex(8)
+    cent = Money(currency="USD", minor_units=1)
+    payer, other = item
+    if job == "orders":
+        return orders_pb2.CreateOrderRequest(
+            payer_id=payer, merchant_id=other, idempotency_key=key, amount=cent
+        ).SerializeToString()
     return transfers_pb2.CreateTransferRequest(
-        payer_id=payer, payee_id=payee, idempotency_key=key,
-        amount=Money(currency="USD", minor_units=1),
-    ).SerializeToString()  # fmt: skip
+        payer_id=payer, payee_id=other, idempotency_key=key, amount=cent
+    ).SerializeToString()
 
 
 def _slot(job: str, item: Any) -> int:
-    return slot_of_id(item) if job == "pay" else slot_of_user(item[0])
+    return slot_of_id(item) if job in {"pay", "batch"} else slot_of_user(item[0])
 
 
-def run(job: dict[str, Any]) -> dict[str, Any]:
+def _batches(order_ids: list[str]) -> list[list[str]]:
+    remainders: dict[int, list[str]] = {}
+    for order_id in order_ids:
+        remainders.setdefault(slot_of_id(order_id) % _REMAINDERS, []).append(order_id)
+    return [
+        mine[first : first + _BATCH]
+        for mine in remainders.values()
+        for first in range(0, len(mine), _BATCH)
+    ]
+
+
+def _work(job: dict[str, Any]) -> tuple[list[list[Any]], list[Connection]]:
+    """What each connection carries: the slots of one process of the cell."""
     tls = TlsFiles(**job["tls"])
     addresses = job["addresses"]
     shares, connections = [], []
-    # A connection is to one process of the cell and carries the slots of that process.
     each = max(1, job["connections"] // len(addresses))
     for place, address in enumerate(addresses):
         items = [item for item in job["items"] if _slot(job["job"], item) % len(addresses) == place]
+        if job["job"] == "batch":
+            items = _batches(items)
         for number in range(each):
             shares.append(items[number::each])
             connections.append(Connection(address, tls))
-    results: list[Result] = [Result() for _ in connections]
-    keep = job["job"] == "orders"
+    return shares, connections
 
-    def bodies(share: list[Any]) -> Iterator[bytes]:
-        for item in share:
-            yield _body(job["job"], item)
+
+def _bodies(job: dict[str, Any], share: list[Any]) -> Iterator[bytes]:
+    # A batch is made beforehand: its cost is the caller's, and not what is measured.
+    ready = [_body(job["job"], item) for item in share] if job["job"] == "batch" else None
+    return iter(ready) if ready is not None else (_body(job["job"], item) for item in share)
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    shares, connections = _work(job)
+    results: list[Result] = [Result() for _ in connections]
+    bodies = [_bodies(job, share) for share in shares]
+    per_s = job.get("per_s")
 
     def one(number: int) -> None:
         results[number] = connections[number].run(
             _PATHS[job["job"]],
-            bodies(shares[number]),
-            in_flight=max(1, job["in_flight"] // len(connections)),
-            keep_bodies=keep,
+            bodies[number],
+            in_flight=max(1, job["in_flight"] // len(connections)) if per_s is None else 10_000,
+            per_s=per_s / len(connections) if per_s is not None else None,
+            keep_bodies=job["job"] in {"orders", "batch"},
         )
 
     threads = [threading.Thread(target=one, args=(number,)) for number in range(len(connections))]
@@ -87,13 +117,27 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     seconds = time.perf_counter() - begin
     for connection in connections:
         connection.close()
+    return _summary(job["job"], results, seconds)
+
+
+def _summary(job: str, results: list[Result], seconds: float) -> dict[str, Any]:
     latencies = sorted(value for result in results for value in result.latencies)
-    orders = [
-        orders_pb2.Order.FromString(body).order_id for result in results for body in result.bodies
-    ]
+    answers = [body for result in results for body in result.bodies]
+    succeeded, failed = len(latencies), sum(result.failed for result in results)
+    orders = []
+    if job == "orders":
+        orders = [orders_pb2.Order.FromString(body).order_id for body in answers]
+    if job == "batch":
+        outcomes = [
+            outcome
+            for body in answers
+            for outcome in payments_pb2.BatchPayResponse.FromString(body).results
+        ]
+        refused = sum(bool(outcome.error_status) for outcome in outcomes)
+        succeeded, failed = len(outcomes) - refused, failed + refused
     return {
-        "succeeded": len(latencies),
-        "failed": sum(result.failed for result in results),
+        "succeeded": succeeded,
+        "failed": failed,
         "seconds": seconds,
         "p50_ms": latencies[len(latencies) // 2] * 1000 if latencies else None,
         "p99_ms": latencies[int(len(latencies) * 0.99)] * 1000 if latencies else None,

