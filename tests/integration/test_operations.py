@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from cells.database import make_engine
+from cells.database import make_engine, transaction
 from cells.fencing.store import fence as lock_slots
 from cells.fencing.tables import metadata
 from cells.settings import DatabaseSettings
@@ -283,11 +283,10 @@ async def write_in_flight(servers: MeshState, cell: str, slot: int) -> AsyncIter
     """A cell's transaction that holds its slot, as long as the block lasts."""
     patient = DatabaseSettings(idle_in_transaction_timeout_ms=60_000)
     engine = make_engine(servers.database_url, "test", patient, pool_size=1)
-    async with engine.connect() as connection:
-        _, locked = await lock_slots(connection, cell, [slot])
+    async with transaction(engine) as driver:
+        _, locked = await lock_slots(driver, cell, [slot])
         assert slot in locked.epochs
         yield
-        await connection.rollback()
     await engine.dispose()
 
 
