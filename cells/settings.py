@@ -16,7 +16,7 @@ class LaneSettings:
     # makes the largest groups of it (docs/decisions/0007-one-lane-several-servers.md).
     count: int = 1
     # Commands a group: past some hundreds it adds latency and no throughput.
-    batch_size_max: int = 256
+    batch_size_max: int = 512
     # While commands keep coming, a group grows for so long at the most; a lone one does not wait.
     gather_max_s: float = 0.004
     gather_step_s: float = 0.001
@@ -60,7 +60,7 @@ class SettlementSettings:
 
 @dataclass(frozen=True, slots=True)
 class OutboxSettings:
-    batch_size_max: int = 256
+    batch_size_max: int = 512
     poll_interval_s: float = 0.1
     # Sent rows are kept this long, so that a lost stream can be replayed.
     retention_s: float = 7 * 86_400.0

@@ -27,6 +27,8 @@ _WINDOW_DEFAULT = 65_535
 _READ_BYTES = 262_144
 # What every peer takes (RFC 9113, 4.2).
 _FRAME_MAX = 16_384
+# The longest body of a job; the connection's window must have room for it.
+_BODY_MAX = 32_768
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -121,7 +123,7 @@ class Connection:
         while not exhausted or started:
             out = []
             now = time.perf_counter()
-            while not exhausted and len(started) < in_flight and self._send_window > 65_536:
+            while not exhausted and len(started) < in_flight and self._send_window > _BODY_MAX:
                 due = now if per_s is None else begin + sent / per_s
                 if due > now:
                     break
