@@ -226,3 +226,23 @@ async def test_the_database_is_killed_and_no_acknowledged_write_is_lost(
         launcher.kill(session.data, "postgres", signal.SIGKILL)
         await asyncio.sleep(1)
         await asyncio.to_thread(launcher.start, session.data, "postgres")
+
+
+async def test_everything_dies_at_once_and_nothing_acknowledged_is_lost(
+    session: Session, mesh: Mesh, edge: Mesh
+) -> None:
+    """A power cut: SIGKILL to the database, its cells with all their processes, NATS, the relays
+    and the controller within milliseconds, under load, right after acknowledgements."""
+    names = ["postgres", "controller", "nats"]
+    names += [f"{role}-{cell}" for cell in "abc" for role in ("cell", "relay")]
+    async with money_moving(session, mesh, edge, "blackout") as bank:
+        acknowledged = bank.counts["pay"]
+        for name in names:
+            launcher.kill(session.data, name, signal.SIGKILL)
+        for name in names:
+            await asyncio.to_thread(launcher.start, session.data, name)
+        await until_idle(session)
+    assert acknowledged > 0
+    for cell, seen in (await cells(session)).items():
+        if not seen.slots:
+            await come_back(session, cell)
