@@ -69,7 +69,7 @@ class MeshRuns:
     async def run(self) -> None:
         pgbench.prepare(self.session.state)
         async with self.session.mesh(CallPolicy(timeout_s=60)) as mesh:
-            users = await self._people(mesh)
+            users = await self.people(mesh)
             await self._throughput(users)
             await self._told()
             if self.scale.moves:
@@ -84,7 +84,7 @@ class MeshRuns:
         if not report.ok:
             raise SystemExit("the books are broken after the benchmark")
 
-    async def _people(self, mesh: Mesh) -> dict[str, list[str]]:
+    async def people(self, mesh: Mesh) -> dict[str, list[str]]:
         """Funded users by their home cell, as it is now."""
         print("opening accounts", flush=True)
         await _open(mesh, _MERCHANT, accounts_pb2.Account.KIND_MERCHANT)
@@ -129,18 +129,18 @@ class MeshRuns:
         baseline = [pgbench.run(self.session.state, self.scale.pgbench_s)]
         pays, bulks, transfers, p50, p99 = [], [], [], [], []
         for _ in range(self.scale.rounds):
-            orders = self._orders(addresses, payers, 2 * self.scale.payments)
-            paid = self._load("pay", addresses, orders[::2])
+            orders = self.orders(addresses, payers, 2 * self.scale.payments)
+            paid = self.load("pay", addresses, orders[::2])
             pays.append(paid["succeeded"] / paid["seconds"])
             p50.append(paid["p50_ms"])
             p99.append(paid["p99_ms"])
-            bulk = self._load("batch", addresses, orders[1::2])
+            bulk = self.load("batch", addresses, orders[1::2])
             bulks.append(bulk["succeeded"] / bulk["seconds"])
             across = [
                 (payers[n % len(payers)], payees[n % len(payees)])
                 for n in range(self.scale.transfers)
             ]
-            moved = self._load("transfer", addresses, across)
+            moved = self.load("transfer", addresses, across)
             transfers.append(moved["succeeded"] / moved["seconds"])
             # The relays have told what was paid: pgbench has the machine to itself.
             await self._told()
@@ -166,9 +166,9 @@ class MeshRuns:
         per_s = self.figures.found["unary_pay_per_s"].value / 2
         p50, p99 = [], []
         for _ in range(self.scale.rounds):
-            orders = self._orders(addresses, users["a"], int(per_s * 5))
+            orders = self.orders(addresses, users["a"], int(per_s * 5))
             await self._told()
-            paid = self._load("pay", addresses, orders, per_s=per_s)
+            paid = self.load("pay", addresses, orders, per_s=per_s)
             p50.append(paid["p50_ms"])
             p99.append(paid["p99_ms"])
         self.figures.add("unary_pay_p50_ms_half_load", "ms", p50)
@@ -181,7 +181,7 @@ class MeshRuns:
             for cell in CELLS[:count]:
                 addresses = await self._addresses(cell)
                 each = self.scale.payments // count
-                orders = self._orders(addresses, users[cell], each)
+                orders = self.orders(addresses, users[cell], each)
                 jobs.append(self._job("pay", addresses, orders, None, _IN_FLIGHT // count))
             begin = time.perf_counter()
             running = [_begin(job) for job in jobs]
@@ -193,9 +193,9 @@ class MeshRuns:
             self.figures.notes[f"cells_{count}_wall_s"] = round(time.perf_counter() - begin, 2)
             self.figures.add(f"cells_{count}_pay_per_s", "payments/s", [total / seconds])
 
-    def _orders(self, addresses: list[str], payers: list[str], count: int) -> list[str]:
+    def orders(self, addresses: list[str], payers: list[str], count: int) -> list[str]:
         pairs = [(payers[n % len(payers)], _MERCHANT) for n in range(count)]
-        orders: list[str] = self._load("orders", addresses, pairs)["orders"]
+        orders: list[str] = self.load("orders", addresses, pairs)["orders"]
         return orders
 
     async def _addresses(self, cell: str) -> list[str]:
@@ -239,7 +239,7 @@ class MeshRuns:
             "per_s": per_s,
         }
 
-    def _load(
+    def load(
         self, job: str, addresses: list[str], items: list[Any], per_s: float | None = None
     ) -> dict[str, Any]:
         in_flight = _BATCHES_IN_FLIGHT if job == "batch" else _IN_FLIGHT
