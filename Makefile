@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?= .cellpay
 STAMP := $(VENV)/.installed
 
-.PHONY: default demo test quick lint types layers protos up down status verify bench clean install
+.PHONY: default demo test quick lint types layers protos up down status verify bench bench-quick profile xds-push clean install
 
 default: lint types layers quick
 
@@ -56,6 +56,15 @@ verify: $(STAMP)
 
 bench: $(STAMP)  ## figures of one run on this machine → bench/results/latest.json
 	@$(BIN)/python -m tests.bench.run
+
+bench-quick: $(STAMP)  ## the same in less than a minute → bench/results/quick.json
+	@$(BIN)/python -m tests.bench.run --quick
+
+profile: $(STAMP)  ## where each microsecond of a payment goes → docs/performance.md
+	@$(BIN)/python -m tests.bench.where
+
+xds-push: $(STAMP)  ## a push to thousands of simulated subscribers → bench/results/xds_push.json
+	@$(BIN)/python -m tests.bench.xds_push
 
 clean:
 	rm -rf $(VENV) protos/gen .mypy_cache .ruff_cache .hypothesis

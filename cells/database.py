@@ -81,6 +81,19 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[Driver]:
                 await connection.invalidate()
 
 
+async def forget_plans(engine: AsyncEngine) -> None:
+    """Plans of the pool's next connection are made anew, for tables as large as they are now.
+
+    A generic plan that was made while a table was empty reads all of it for each group when it is
+    not, until autovacuum has looked at it (PostgreSQL; CockroachDB plans by its own statistics).
+    """
+    if engine.dialect.name != "postgresql":
+        return
+    async with engine.connect() as connection:
+        driver: Driver = (await connection.get_raw_connection()).driver_connection
+        await driver.execute("DISCARD PLANS")
+
+
 async def commit(driver: Driver) -> None:
     await driver.execute("COMMIT")
 

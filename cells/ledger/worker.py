@@ -19,7 +19,7 @@ import grpc
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cells.database import is_away, is_contention, sqlstate_of
+from cells.database import forget_plans, is_away, is_contention, sqlstate_of
 from cells.ledger.book import MoneyBroken
 from cells.ledger.model import Command, Outcome
 from cells.ledger.store import commit_group
@@ -29,6 +29,7 @@ from router.errors import Refusal
 log = structlog.get_logger(__name__)
 
 _CONTENTION_TRIES_MAX = 10
+_PLANS_S = 1.0
 
 
 class _Answer(Protocol):
@@ -107,6 +108,7 @@ class Lane:
         self._settings = settings
         self._queue: deque[_Pending] = deque()
         self._filled = asyncio.Event()
+        self._plans_until = 0.0
         self.figures = LaneFigures()
 
     async def submit(self, command: Command, timeout_s: float | None) -> Outcome:
@@ -144,6 +146,18 @@ class Lane:
             group = self._take()
             if group:
                 await self._commit(group)
+                await self._plan_anew()
+
+    async def _plan_anew(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now < self._plans_until:
+            return
+        self._plans_until = now + _PLANS_S
+        try:
+            await forget_plans(self._engine)
+        except Exception as error:
+            # The next group will find out what there is to find out.
+            log.info("plans were not made anew", error=type(error).__name__)
 
     async def _gather(self) -> None:
         """Lets a group grow while commands keep coming, a few ms at the most.

@@ -52,7 +52,6 @@ Index(
 )
 Index(
     "deliveries_by_merchant",
-    deliveries.c.slot,
     deliveries.c.merchant_id,
     deliveries.c.created_at,
     deliveries.c.delivery_id,

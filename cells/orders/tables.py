@@ -22,6 +22,6 @@ orders = Table(
     Column("payment_id", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
 )
-Index("orders_by_payer", orders.c.slot, orders.c.payer_id, orders.c.order_id)
+Index("orders_by_payer", orders.c.payer_id, orders.c.order_id)
 
 ORDERS: RecordType[Order] = RecordType(orders, Order, changes=("state", "payment_id"))

@@ -21,7 +21,7 @@ payments = Table(
     Column("refunded", BigInteger, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
 )
-Index("payments_by_payer", payments.c.slot, payments.c.payer_id, payments.c.payment_id)
+Index("payments_by_payer", payments.c.payer_id, payments.c.payment_id)
 
 refunds = Table(
     "refunds",

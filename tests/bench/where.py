@@ -74,7 +74,7 @@ async def _profile(data: Path) -> list[tuple[str, str]]:
     orders = runs.orders(addresses, users["a"], _PAYMENTS)
     connection = await _connect(state)
     samples = data / "samples.txt"
-    spy = subprocess.Popen(
+    spy = subprocess.Popen(  # noqa: ASYNC220
         [_spy(), "record", "-r", "200", "-d", "600", "-f", "raw", "-o", str(samples), "-p",
          str(cell)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
