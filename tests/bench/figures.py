@@ -52,6 +52,21 @@ class Figures:
         print(f"  {name} = {chosen:.3f} {unit}", flush=True)
         return chosen
 
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        return [
+            (name, f"{item.value:,.3f}", item.unit, EXPECTED.get(name, ""))
+            for name, item in self.found.items()
+        ]
+
+    def tell(self, page: Path) -> None:
+        """Writes the table into a page, between its marks."""
+        begin, end = "<!-- figures -->", "<!-- end of figures -->"
+        lines = ["| figure | value | unit | expected |", "|---|---|---|---|"]
+        lines += [f"| `{row[0]}` | {row[1]} | {row[2]} | {row[3]} |" for row in self._rows()]
+        text = page.read_text()
+        table_text = "\n".join(lines)
+        page.write_text(f"{text.split(begin)[0]}{begin}\n{table_text}\n{end}{text.split(end)[1]}")
+
     def write(self, path: Path) -> None:
         document = {
             "machine": _machine(),
@@ -63,10 +78,7 @@ class Figures:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=2) + "\n")
-        rows = [
-            (name, f"{item.value:.3f}", item.unit, EXPECTED.get(name, ""))
-            for name, item in self.found.items()
-        ]
+        rows = self._rows()
         table("figures", ("name", "value", "unit", "expected"), rows)
         print(f"written to {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
 

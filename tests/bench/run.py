@@ -15,7 +15,7 @@ from pathlib import Path
 from control.mesh import launcher
 from control.mesh.options import MeshOptions
 from tests.bench import lane_runs, mesh_runs, plot
-from tests.bench.figures import RESULTS, Figures
+from tests.bench.figures import RESULTS, ROOT, Figures
 
 
 def main() -> None:
@@ -28,6 +28,8 @@ def main() -> None:
     if ladder:
         figures.notes["groups"] = ladder
         plot.groups(ladder)
+    if not quick:
+        figures.tell(ROOT / "docs" / "performance.md")
     figures.write(RESULTS / ("quick.json" if quick else "latest.json"))
 
 
