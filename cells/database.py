@@ -29,7 +29,7 @@ _POSTGRESQL_LANE_SETTINGS = {
 # SQLSTATE classes after which the same transaction may simply run again.
 _CONTENTION = frozenset({"40001", "40P01", "55P03", "23505"})
 # The server or the way to it is gone; what was under way may or may not have committed.
-_AWAY = frozenset({"57P01", "57P02", "57P03", "25P03", "57014", "53300", "40003", "XXUUU"})
+_AWAY = frozenset({"57P01", "57P02", "57P03", "25P03", "25P04", "57014", "53300", "40003", "XXUUU"})
 
 
 def make_engine(
@@ -46,6 +46,7 @@ def make_engine(
         "application_name": name,
         "idle_in_transaction_session_timeout": str(settings.idle_in_transaction_timeout_ms),
         "lock_timeout": str(settings.lock_timeout_ms),
+        "transaction_timeout": str(settings.transaction_timeout_ms),
         "statement_timeout": str(settings.statement_timeout_ms),
     }
     if lanes and url.get_backend_name() == "postgresql":

@@ -31,6 +31,9 @@ class DatabaseSettings:
     # A paused cell's open transaction ends after this, so that its locks cannot block a failover
     # (pitfall 6); the server counts, not the cell.
     idle_in_transaction_timeout_ms: int = 1000
+    # The same for a cell that is paused in the middle of a message: the server then waits for the
+    # rest, which neither that limit nor the statement's ends.
+    transaction_timeout_ms: int = 5000
     lock_timeout_ms: int = 4000
     statement_timeout_ms: int = 10_000
     # Connections for reads, beside one a lane.

@@ -75,6 +75,7 @@ class Session:
         settings = DatabaseSettings(
             idle_in_transaction_timeout_ms=_AUDIT_TIMEOUT_MS,
             statement_timeout_ms=_AUDIT_TIMEOUT_MS,
+            transaction_timeout_ms=_AUDIT_TIMEOUT_MS,
         )
         engine = make_engine(url, "cellctl", settings, pool_size=2)
         try:

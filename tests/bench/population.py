@@ -65,7 +65,12 @@ async def _connect(url: str) -> Any:
 
 
 async def _schema(url: str) -> None:
-    engine = make_engine(url, "bench", DatabaseSettings(statement_timeout_ms=600_000), pool_size=1)
+    engine = make_engine(
+        url,
+        "bench",
+        DatabaseSettings(statement_timeout_ms=600_000, transaction_timeout_ms=0),
+        pool_size=1,
+    )
     async with engine.begin() as connection:
         await connection.run_sync(cells.schema.metadata.create_all)
         for table in ("accounts", "orders"):

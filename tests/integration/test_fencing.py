@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import struct
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +49,9 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, s
 
 @pytest_asyncio.fixture
 async def engine(database: tuple[Path, str]) -> AsyncIterator[AsyncEngine]:
-    settings = replace(DatabaseSettings(), idle_in_transaction_timeout_ms=500)
+    settings = replace(
+        DatabaseSettings(), idle_in_transaction_timeout_ms=500, transaction_timeout_ms=2000
+    )
     made = make_engine(database[1], "test", settings, pool_size=8, lanes=True)
     async with made.begin() as connection:
         await connection.run_sync(cells.schema.metadata.drop_all)
@@ -150,6 +153,21 @@ async def test_a_paused_writer_loses_its_lock_and_cannot_commit(
         with pytest.raises(Exception, match=r"(?i)terminat|closed|timeout"):
             await paused.execute("UPDATE accounts SET balance = 999")
     assert await balance(engine) == 0
+
+
+async def test_a_writer_paused_in_the_middle_of_a_message_loses_its_lock(
+    engine: AsyncEngine, owners: Fence
+) -> None:
+    """The server waits for the rest of it, and neither the limit of a statement nor that of an idle
+    transaction counts meanwhile; the one of the whole transaction does."""
+    await commit_group(engine, "a", [opening()])
+    async with transaction(engine) as paused:
+        await fence(paused, "a", [7])
+        paused._transport.write(b"B" + struct.pack("!I", 100_000) + bytes(1000))
+        await owners.assign([TO_B], "op-1")
+    assert (await owners.read()).at(7).cell == "b"
+    [late] = await commit_group(engine, "a", [deposit()])
+    assert isinstance(late, Refused)
 
 
 async def test_assigning_twice_is_assigning_once_and_epochs_only_grow(

@@ -281,7 +281,7 @@ async def test_the_fence_outlives_a_killed_database(
 @asynccontextmanager
 async def write_in_flight(servers: MeshState, cell: str, slot: int) -> AsyncIterator[None]:
     """A cell's transaction that holds its slot, as long as the block lasts."""
-    patient = DatabaseSettings(idle_in_transaction_timeout_ms=60_000)
+    patient = DatabaseSettings(idle_in_transaction_timeout_ms=60_000, transaction_timeout_ms=60_000)
     engine = make_engine(servers.database_url, "test", patient, pool_size=1)
     async with transaction(engine) as driver:
         _, locked = await lock_slots(driver, cell, [slot])
