@@ -63,7 +63,8 @@ class SettlementSettings:
 
 @dataclass(frozen=True, slots=True)
 class OutboxSettings:
-    batch_size_max: int = 512
+    # Rows read and published at once; each holds up to 128 events.
+    rows_max: int = 64
     poll_interval_s: float = 0.1
     # Sent rows are kept this long, so that a lost stream can be replayed.
     retention_s: float = 7 * 86_400.0

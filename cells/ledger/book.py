@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, NamedTuple, TypeVar
 
 from cells.ledger.model import (
@@ -19,12 +20,16 @@ from cells.ledger.model import (
     AccountState,
     Entry,
     Event,
+    EventBatch,
 )
 from cells.ledger.records import RecordType
 from cells.ledger.tables import ACCOUNTS, ENTRIES, OUTBOX
 from router.ids import Purpose
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
+
+# A message of JetStream holds 1 MiB at most; an event has some hundreds of bytes.
+EVENTS_A_BATCH_MAX = 128
 
 
 class MoneyBroken(AssertionError):
@@ -52,6 +57,7 @@ class Book:
     def __init__(self, epochs: Mapping[int, int], now: datetime) -> None:
         self.epochs = epochs
         self.now = now
+        self._time = now.astimezone(UTC).isoformat()
         self._rows: defaultdict[RecordType[Any], dict[str, tuple[Any, ...]]] = defaultdict(dict)
         self._loaded: dict[RecordType[Any], set[str]] = {}
         self._changed: dict[RecordType[Any], dict[str, None]] = {}
@@ -172,8 +178,16 @@ class Book:
         )  # fmt: skip
 
     def tell(self, slot: int, event_id: str, type_: str, merchant_id: str, payload: str) -> None:
-        """Puts an event into the outbox, in the same transaction as what it tells of."""
-        self._events.append(Event(slot, event_id, type_, merchant_id, payload, self.now))
+        """Puts an event into the outbox, in the same transaction as what it tells of.
+
+        `payload`: a JSON object on one line.
+        """
+        # By hand, as json.dumps would write it: it is in the path of every payment.
+        line = (
+            f'{{"id":"{event_id}","type":"{type_}","slot":{slot},"merchant_id":'
+            f'{quoted(merchant_id)},"time":"{self._time}","data":{payload}}}'
+        )
+        self._events.append(Event(slot, event_id, type_, line))
 
     def changes(self) -> list[Changes]:
         """All that is to be written; a table may come twice, once with its fresh rows."""
@@ -190,5 +204,16 @@ class Book:
         if self._entries:
             found.append(Changes(ENTRIES, list(self._entries), fresh=True))
         if self._events:
-            found.append(Changes(OUTBOX, list(self._events), fresh=True))
+            found.append(Changes(OUTBOX, list(self._batches()), fresh=True))
         return found
+
+    def _batches(self) -> Iterable[EventBatch]:
+        by_type: dict[str, list[Event]] = {}
+        for event in self._events:
+            by_type.setdefault(event.type, []).append(event)
+        for type_, events in by_type.items():
+            for start in range(0, len(events), EVENTS_A_BATCH_MAX):
+                piece = events[start : start + EVENTS_A_BATCH_MAX]
+                lines = "\n".join([event.line for event in piece])
+                first = piece[0]
+                yield EventBatch(first.slot, first.event_id, type_, len(piece), lines, self.now)

@@ -79,14 +79,30 @@ class Entry(NamedTuple):
 
 
 class Event(NamedTuple):
-    """An outbox row: what happened, to be told to the world after the commit."""
+    """What happened, to be told to the world after the commit."""
 
     slot: int
     event_id: str
     type: str
-    # Who hears of it by webhook; empty: nobody.
-    merchant_id: str
-    payload: str
+    # One line of JSON: {"id", "type", "slot", "merchant_id", "time", "data"}.
+    line: str
+
+
+class EventBatch(NamedTuple):
+    """An outbox row: events of one type that committed together, relayed as one message.
+
+    One row for many: a row each, marked and published each, cost as much as the payments that
+    they tell of (docs/decisions/0011-events-travel-in-batches.md).
+    """
+
+    # Of the first event; the others may be of any slot of the same commit.
+    slot: int
+    # The ID of the first event.
+    batch_id: str
+    type: str
+    events: int
+    # Their envelopes, a line each.
+    lines: str
     created_at: datetime
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Index,
+    Integer,
     LargeBinary,
     SmallInteger,
     Table,
@@ -18,7 +19,7 @@ from sqlalchemy import (
 )
 
 from cells.fencing.tables import metadata
-from cells.ledger.model import Account, Entry, Event, IdempotencyRecord
+from cells.ledger.model import Account, Entry, EventBatch, IdempotencyRecord
 from cells.ledger.records import RecordType
 
 accounts = Table(
@@ -72,15 +73,15 @@ outbox = Table(
     "outbox",
     metadata,
     Column("slot", SmallInteger, primary_key=True, autoincrement=False),
-    Column("event_id", Text, primary_key=True),
+    Column("batch_id", Text, primary_key=True),
     Column("type", Text, nullable=False),
-    Column("merchant_id", Text, nullable=False),
-    Column("payload", Text, nullable=False),
+    Column("events", Integer, nullable=False),
+    Column("lines", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("sent", Boolean, nullable=False, server_default=text("false")),
 )
 # Only what is still to be sent: the index stays small however long rows are kept for replay.
-Index("outbox_unsent", outbox.c.slot, outbox.c.event_id, postgresql_where=text("NOT sent"))
+Index("outbox_unsent", outbox.c.slot, outbox.c.batch_id, postgresql_where=text("NOT sent"))
 # Settlement looks for merchants' money that waits in collection accounts. The balance must not
 # be part of any index: an update of an indexed column writes every index of the table anew.
 Index(
@@ -97,4 +98,4 @@ ACCOUNTS: RecordType[Account] = RecordType(
 )
 ENTRIES: RecordType[Entry] = RecordType(entries, Entry)
 IDEMPOTENCY: RecordType[IdempotencyRecord] = RecordType(idempotency, IdempotencyRecord)
-OUTBOX: RecordType[Event] = RecordType(outbox, Event)
+OUTBOX: RecordType[EventBatch] = RecordType(outbox, EventBatch)

@@ -1,7 +1,7 @@
 """From the stream to deliveries: one durable consumer that all cells share.
 
 Each event of a merchant becomes a delivery at the merchant's home cell, whichever cell took it
-from the stream. It is acknowledged only then; a repeat finds the delivery that is there.
+from the stream. A message is acknowledged when all its events have theirs; a repeat finds them.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import grpc
 import structlog
 from cellpay.notifications.v1 import notifications_pb2 as pb
 from nats.js.api import AckPolicy, ConsumerConfig
 
+from cells.bulk import REQUESTS_MAX
 from cells.outbox.stream import STREAM, SUBJECTS, connect_stream, go_on_unless_cancelled
 from router.errors import Refusal
 from router.slots import slot_of_user
@@ -24,7 +25,8 @@ from router.slots import slot_of_user
 log = structlog.get_logger(__name__)
 
 DURABLE = "notifications"
-_BATCH_MAX = 256
+# Each holds up to 128 events.
+_MESSAGES_MAX = 16
 # Slots that are neighbours mostly have one home; their events share a call.
 _NEIGHBOURS = 64
 _ELSEWHERE = frozenset({"NOT_HOME", "SLOT_MOVED", "SLOT_MOVING", "NOT_OWNER"})
@@ -36,7 +38,7 @@ _CALL_WAIT_S = 10.0
 # Longer than a batch may take: every call has its own deadline, and they run at once. What a
 # killed relay had taken comes again after this.
 _ACK_WAIT_S = 15.0
-_ACK_PENDING_MAX = 4096
+_ACK_PENDING_MAX = 256
 _NAK_BASE_S = 0.25
 _NAK_CAP_S = 30.0
 _BACKOFF_BASE_S = 0.2
@@ -81,77 +83,101 @@ class Consumer:
                 await asyncio.sleep(_spread(failures, _BACKOFF_BASE_S, _BACKOFF_CAP_S))
 
     async def _consume(self, subscription: Any) -> None:
-        """One batch; raises when the consumer is gone from the server."""
+        """Some messages; raises when the consumer is gone from the server."""
         try:
-            messages = await subscription.fetch(_BATCH_MAX, timeout=_FETCH_WAIT_S)
+            messages = await subscription.fetch(_MESSAGES_MAX, timeout=_FETCH_WAIT_S)
         except TimeoutError:
             await subscription.consumer_info()
             return
-        neighbours: dict[int, list[tuple[Any, pb.EnqueueDeliveryRequest]]] = {}
+        taken: list[_Message] = []
+        neighbours: dict[int, list[_Item]] = {}
+        for message in messages:
+            requests = delivery_requests(message.data)
+            if requests is None:
+                log.error("a message holds no events of ours; given up", subject=message.subject)
+                await message.term()
+                continue
+            mine = _Message(message)
+            taken.append(mine)
+            for request in requests:
+                slot = slot_of_user(request.merchant_id)
+                neighbours.setdefault(slot // _NEIGHBOURS, []).append(_Item(mine, request))
         async with asyncio.TaskGroup() as group:
-            for message in messages:
-                request = delivery_request(message.data)
-                if request is None:
-                    log.error("a message is no event of ours; given up", subject=message.subject)
-                    await message.term()
-                elif not request.merchant_id:
-                    await message.ack()
-                else:
-                    slot = slot_of_user(request.merchant_id)
-                    neighbours.setdefault(slot // _NEIGHBOURS, []).append((message, request))
-            for taken in neighbours.values():
-                for part in _parts(taken):
+            for items in neighbours.values():
+                for part in _parts(items):
                     group.create_task(self._take(part))
+        for mine in taken:
+            await mine.end()
 
-    async def _take(self, taken: Sequence[tuple[Any, pb.EnqueueDeliveryRequest]]) -> None:
-        """Acknowledges each message once its event has its delivery; else it comes again."""
-        request = pb.EnqueueDeliveriesRequest(deliveries=[item for _, item in taken])
+    async def _take(self, items: Sequence[_Item]) -> None:
+        """Sees to it that each event has its delivery; where it has not, its message fails."""
+        request = pb.EnqueueDeliveriesRequest(deliveries=[item.request for item in items])
         try:
             answer = await self._deliveries.EnqueueDeliveries(request, timeout=_CALL_WAIT_S)
         except (grpc.aio.AioRpcError, Refusal) as error:
-            for message, item in taken:
-                await _again(message, item, _code(error))
+            for item in items:
+                item.fail(_code(error))
             return
-        for (message, item), status in zip(taken, answer.error_statuses, strict=True):
+        for item, status in zip(items, answer.error_statuses, strict=True):
             if not status:
-                await message.ack()
                 continue
             refusal = Refusal.from_status(status)
             if refusal.reason in _ELSEWHERE:
                 # The home of its neighbours is not its own.
-                await self._take_alone(message, item)
+                await self._take_alone(item)
             else:
-                await _again(message, item, refusal.code)
+                item.fail(refusal.code)
 
-    async def _take_alone(self, message: Any, request: pb.EnqueueDeliveryRequest) -> None:
+    async def _take_alone(self, item: _Item) -> None:
         try:
-            await self._deliveries.EnqueueDelivery(request, timeout=_CALL_WAIT_S)
+            await self._deliveries.EnqueueDelivery(item.request, timeout=_CALL_WAIT_S)
         except (grpc.aio.AioRpcError, Refusal) as error:
-            await _again(message, request, _code(error))
-        else:
-            await message.ack()
+            item.fail(_code(error))
 
 
-async def _again(message: Any, request: pb.EnqueueDeliveryRequest, code: grpc.StatusCode) -> None:
-    tries = int(message.metadata.num_delivered)
-    log.warning(
-        "an event has no delivery yet", event_id=request.event_id, tries=tries, code=code.name
-    )
-    await message.nak(delay=_spread(tries, _NAK_BASE_S, _NAK_CAP_S))
+class _Message:
+    """A message whose events are on their way to their deliveries."""
+
+    def __init__(self, message: Any) -> None:
+        self._message = message
+        self._failed: dict[str, grpc.StatusCode] = {}
+
+    def fail(self, event_id: str, code: grpc.StatusCode) -> None:
+        self._failed[event_id] = code
+
+    async def end(self) -> None:
+        """Acknowledges it when all its events have their deliveries; else all come again, and
+        those that are there are found."""
+        if not self._failed:
+            await self._message.ack()
+            return
+        tries = int(self._message.metadata.num_delivered)
+        event_id, code = next(iter(self._failed.items()))
+        log.warning(
+            "events have no delivery yet",
+            events=len(self._failed), event_id=event_id, tries=tries, code=code.name,
+        )  # fmt: skip
+        await self._message.nak(delay=_spread(tries, _NAK_BASE_S, _NAK_CAP_S))
 
 
-def _parts(
-    taken: Sequence[tuple[Any, pb.EnqueueDeliveryRequest]],
-) -> Iterator[Sequence[tuple[Any, pb.EnqueueDeliveryRequest]]]:
-    """Pieces that fit into a message."""
+class _Item(NamedTuple):
+    message: _Message
+    request: pb.EnqueueDeliveryRequest
+
+    def fail(self, code: grpc.StatusCode) -> None:
+        self.message.fail(self.request.event_id, code)
+
+
+def _parts(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    """Pieces that fit into a call."""
     first = size = 0
-    for number, (_, request) in enumerate(taken):
-        added = len(request.body) + _OVERHEAD_BYTES
-        if size + added > _REQUEST_BYTES_MAX and number > first:
-            yield taken[first:number]
+    for number, item in enumerate(items):
+        added = len(item.request.body) + _OVERHEAD_BYTES
+        if number > first and (size + added > _REQUEST_BYTES_MAX or number - first == REQUESTS_MAX):
+            yield items[first:number]
             first, size = number, 0
         size += added
-    yield taken[first:]
+    yield items[first:]
 
 
 async def _subscribe(stream: Any) -> Any:
@@ -168,24 +194,28 @@ async def _subscribe(stream: Any) -> Any:
     )
 
 
-def delivery_request(data: bytes) -> pb.EnqueueDeliveryRequest | None:
-    """What the merchant will hear of an event; None when the bytes are no envelope of ours."""
+def delivery_requests(data: bytes) -> list[pb.EnqueueDeliveryRequest] | None:
+    """What merchants will hear of a message's events; None when the bytes are no lines of ours."""
     try:
-        event = json.loads(data)
-        body = {
-            "id": event["id"],
-            "type": event["type"],
-            "timestamp": event["time"],
-            "data": event["data"],
-        }
-        return pb.EnqueueDeliveryRequest(
-            merchant_id=event["merchant_id"],
-            event_id=event["id"],
-            event_type=event["type"],
-            body=json.dumps(body, separators=(",", ":")),
-        )
+        events = [json.loads(line) for line in data.splitlines()]
+        return [_delivery_request(event) for event in events if event["merchant_id"]]
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _delivery_request(event: Mapping[str, Any]) -> pb.EnqueueDeliveryRequest:
+    body = {
+        "id": event["id"],
+        "type": event["type"],
+        "timestamp": event["time"],
+        "data": event["data"],
+    }
+    return pb.EnqueueDeliveryRequest(
+        merchant_id=event["merchant_id"],
+        event_id=event["id"],
+        event_type=event["type"],
+        body=json.dumps(body, separators=(",", ":")),
+    )
 
 
 def _code(error: grpc.aio.AioRpcError | Refusal) -> grpc.StatusCode:

@@ -187,15 +187,12 @@ class EnqueueDelivery:
             return Accepted(known, replayed=True)
         endpoint = book.get(ENDPOINTS, self.merchant_id)
         state = DeliveryState.SKIPPED if endpoint is None else DeliveryState.PENDING
-        return Accepted(
-            book.put(
-                DELIVERIES,
-                Delivery(
-                    self.slot, identifier, self.event_id, self.event_type, self.merchant_id,
-                    self.body, state, 0, "", book.now, book.now,
-                ),
-            )
+        delivery = Delivery(
+            self.slot, identifier, self.event_id, self.event_type, self.merchant_id, self.body,
+            state, 0, "", book.now, book.now,
         )  # fmt: skip
+        # Nothing is kept for a merchant who does not listen: it would cost as much as his payments.
+        return Accepted(delivery if endpoint is None else book.put(DELIVERIES, delivery))
 
 
 @dataclass(frozen=True, slots=True)

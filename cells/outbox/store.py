@@ -1,4 +1,4 @@
-"""The outbox's rows: what is unsent; marks and purges under the fence of their slots."""
+"""The outbox's rows, a batch of events each: what is unsent; marks and purges under the fence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from cells.database import changed_rows, commit, transaction
 from cells.fencing.store import FencedSession, fence
 from cells.fencing.tables import slots
-from cells.ledger.model import Event
+from cells.ledger.model import EventBatch
 from cells.ledger.tables import OUTBOX, outbox
 from router.ids import Kind, mint
 
@@ -25,16 +25,16 @@ class Position(NamedTuple):
     """A place in the outbox's order; rows behind it come next."""
 
     slot: int
-    event_id: str
+    batch_id: str
 
 
 BEGINNING = Position(-1, "")
 
 
-async def unsent_events(
+async def unsent_batches(
     engine: AsyncEngine, cell: str, after: Position, count_max: int
-) -> list[Event]:
-    """Events still to be sent, of the slots that the database gives to `cell` now."""
+) -> list[EventBatch]:
+    """Batches still to be sent, of the slots that the database gives to `cell` now."""
     statement = (
         select(*(outbox.c[name] for name in OUTBOX.fields))
         .join(slots, slots.c.slot == outbox.c.slot)
@@ -42,35 +42,35 @@ async def unsent_events(
             slots.c.owner == cell,
             # Written out, not bound, so that the partial index is used.
             literal_column("NOT outbox.sent"),
-            tuple_(outbox.c.slot, outbox.c.event_id)
-            > tuple_(literal(after.slot), literal(after.event_id)),
+            tuple_(outbox.c.slot, outbox.c.batch_id)
+            > tuple_(literal(after.slot), literal(after.batch_id)),
         )
-        .order_by(outbox.c.slot, outbox.c.event_id)
+        .order_by(outbox.c.slot, outbox.c.batch_id)
         .limit(count_max)
     )
     async with engine.connect() as connection:
-        return [Event(*row) for row in await connection.execute(statement)]
+        return [EventBatch(*row) for row in await connection.execute(statement)]
 
 
 _SET_SENT = (
     "UPDATE outbox AS t SET sent = CAST($1 AS boolean)"
     " FROM unnest(CAST($2 AS smallint[]), CAST($3 AS text[])) AS k(slot, id)"
-    " WHERE t.slot = k.slot AND t.event_id = k.id AND t.sent <> CAST($1 AS boolean)"
+    " WHERE t.slot = k.slot AND t.batch_id = k.id AND t.sent <> CAST($1 AS boolean)"
 )
 
 
-async def set_sent(session: FencedSession, events: Collection[Position], *, sent: bool) -> int:
+async def set_sent(session: FencedSession, batches: Collection[Position], *, sent: bool) -> int:
     """How many rows it changed."""
-    slots_of = [event.slot for event in events]
-    ids = [event.event_id for event in events]
+    slots_of = [batch.slot for batch in batches]
+    ids = [batch.batch_id for batch in batches]
     return changed_rows(await session.driver.execute(_SET_SENT, sent, slots_of, ids))
 
 
-async def mark(engine: AsyncEngine, cell: str, events: Collection[Position], *, sent: bool) -> int:
-    """Marks the events of slots that `cell` owns under the fence; returns how many changed."""
+async def mark(engine: AsyncEngine, cell: str, batches: Collection[Position], *, sent: bool) -> int:
+    """Marks the batches of slots that `cell` owns under the fence; returns how many changed."""
     async with transaction(engine) as driver:
-        session, held = await fence(driver, cell, {event.slot for event in events})
-        ours = [event for event in events if event.slot in held.epochs]
+        session, held = await fence(driver, cell, {batch.slot for batch in batches})
+        ours = [batch for batch in batches if batch.slot in held.epochs]
         changed = await set_sent(session, ours, sent=sent) if ours else 0
         if changed:
             await commit(driver)
@@ -79,16 +79,16 @@ async def mark(engine: AsyncEngine, cell: str, events: Collection[Position], *, 
 
 # One slot a transaction, by its primary key: no index on time is needed, since IDs begin with it.
 _PURGE = (
-    "DELETE FROM outbox WHERE slot = CAST($1 AS smallint) AND event_id IN ("
-    "SELECT event_id FROM outbox WHERE slot = CAST($1 AS smallint) AND event_id < $2 AND sent"
-    " AND created_at < CAST($3 AS timestamptz) ORDER BY event_id LIMIT $4)"
+    "DELETE FROM outbox WHERE slot = CAST($1 AS smallint) AND batch_id IN ("
+    "SELECT batch_id FROM outbox WHERE slot = CAST($1 AS smallint) AND batch_id < $2 AND sent"
+    " AND created_at < CAST($3 AS timestamptz) ORDER BY batch_id LIMIT $4)"
 )
 
 
 async def purge(
     engine: AsyncEngine, cell: str, slot: int, retention_s: float, count_max: int
 ) -> int:
-    """Deletes a batch of the slot's sent events that are older than the retention."""
+    """Deletes some of the slot's sent batches that are older than the retention; how many."""
     async with transaction(engine) as driver:
         session, held = await fence(driver, cell, [slot])
         if slot not in held.epochs:
@@ -115,16 +115,16 @@ async def owned_slots(engine: AsyncEngine, cell: str) -> Sequence[int]:
 async def sent_since(
     engine: AsyncEngine, slot: int, since: datetime, after: str, count_max: int
 ) -> list[Position]:
-    """Events of a slot that were sent already and were made at `since` or later, in order."""
+    """Batches of a slot that were sent already and were made at `since` or later, in order."""
     statement = (
-        select(outbox.c.slot, outbox.c.event_id)
+        select(outbox.c.slot, outbox.c.batch_id)
         .where(
             outbox.c.slot == slot,
-            outbox.c.event_id > max(after, _bound(slot, since - _CLOCKS_APART_MAX)),
+            outbox.c.batch_id > max(after, _bound(slot, since - _CLOCKS_APART_MAX)),
             literal_column("outbox.sent"),
             outbox.c.created_at >= since,
         )
-        .order_by(outbox.c.event_id)
+        .order_by(outbox.c.batch_id)
         .limit(count_max)
     )
     async with engine.connect() as connection:
@@ -132,5 +132,5 @@ async def sent_since(
 
 
 def _bound(slot: int, moment: datetime) -> str:
-    """Below the IDs of events made from then on."""
+    """Below the IDs of batches made from then on: theirs are those of their first events."""
     return mint(Kind.EVENT, slot, unix_ms=int(moment.timestamp() * 1000), random_80=0)

@@ -1,17 +1,17 @@
 """The stream CELLPAY in JetStream: how events look there, and how they get there.
 
 subject   cellpay.events.<type>
-header    Nats-Msg-Id: the event's ID (the server drops repeats for two minutes; pitfall 19)
-body      {"id", "type", "slot", "merchant_id", "time", "data"}
+header    Nats-Msg-Id: the batch's ID (the server drops repeats for two minutes; pitfall 19)
+body      events of that type, a line each: {"id", "type", "slot", "merchant_id", "time", "data"}
+
+A message is what one group of the ledger told of: the stream syncs once for all of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import UTC
 from typing import Any
 
 import nats
@@ -20,7 +20,7 @@ import structlog
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
 
-from cells.ledger.model import Event
+from cells.ledger.model import EventBatch
 
 log = structlog.get_logger(__name__)
 
@@ -84,40 +84,28 @@ async def ensure_stream(stream: Any) -> None:
         log.info("the stream was made", stream=STREAM)
 
 
-def envelope(event: Event) -> bytes:
-    document = {
-        "id": event.event_id,
-        "type": event.type,
-        "slot": event.slot,
-        "merchant_id": event.merchant_id,
-        "time": event.created_at.astimezone(UTC).isoformat(),
-        "data": json.loads(event.payload),
-    }
-    return json.dumps(document, separators=(",", ":")).encode()
-
-
-async def publish(stream: Any, events: Sequence[Event]) -> list[Event]:
-    """Publishes all at once, awaits each acknowledgement; returns the events that have theirs.
+async def publish(stream: Any, batches: Sequence[EventBatch]) -> list[EventBatch]:
+    """Publishes all at once, awaits each acknowledgement; returns the batches that have theirs.
 
     Raises the first fault when none has: the stream is away.
     """
-    pending: dict[asyncio.Future[Any], Event] = {}
+    pending: dict[asyncio.Future[Any], EventBatch] = {}
     fault: BaseException | None = None
-    for event in events:
+    for batch in batches:
         try:
             future = await stream.publish_async(
-                f"cellpay.events.{event.type}",
-                envelope(event),
+                f"cellpay.events.{batch.type}",
+                batch.lines.encode(),
                 wait_stall=_ACK_WAIT_S,
                 stream=STREAM,
-                headers={"Nats-Msg-Id": event.event_id},
+                headers={"Nats-Msg-Id": batch.batch_id},
             )
         except Exception as error:
             go_on_unless_cancelled()
             # The others go on: they may be acknowledged.
             fault = error
         else:
-            pending[future] = event
+            pending[future] = batch
     acknowledged, failed = await _acknowledgements(pending)
     fault = fault or failed
     if fault is not None and not acknowledged:
@@ -126,9 +114,9 @@ async def publish(stream: Any, events: Sequence[Event]) -> list[Event]:
 
 
 async def _acknowledgements(
-    pending: Mapping[asyncio.Future[Any], Event],
-) -> tuple[list[Event], BaseException | None]:
-    """The events that the stream has, and the first fault of those that it may not have."""
+    pending: Mapping[asyncio.Future[Any], EventBatch],
+) -> tuple[list[EventBatch], BaseException | None]:
+    """The batches that the stream has, and the first fault of those that it may not have."""
     if not pending:
         return [], None
     done, silent = await asyncio.wait(pending, timeout=_ACK_WAIT_S)

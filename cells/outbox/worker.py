@@ -3,7 +3,7 @@
     read unsent ──▶ publish, await each ack ──▶ mark as sent, fenced
 
 No transaction is open while it publishes. Whatever kills it between two steps, the rows are still
-unsent and go again; the stream drops repeats by the event's ID and consumers are idempotent. A
+unsent and go again; the stream drops repeats by the batch's ID and consumers are idempotent. A
 deposed cell publishes at most what it had read, and marks nothing.
 """
 
@@ -19,7 +19,7 @@ import structlog
 from nats.js.errors import NoStreamResponseError, NotFoundError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cells.ledger.model import Event
+from cells.ledger.model import EventBatch
 from cells.outbox.store import (
     BEGINNING,
     Position,
@@ -27,7 +27,7 @@ from cells.outbox.store import (
     owned_slots,
     purge,
     sent_since,
-    unsent_events,
+    unsent_batches,
 )
 from cells.outbox.stream import connect_stream, ensure_stream, go_on_unless_cancelled, publish
 from cells.settings import OutboxSettings
@@ -67,7 +67,7 @@ class OutboxRelay:
                     while True:
                         go_on_unless_cancelled()
                         try:
-                            full = await self.relay_batch(stream)
+                            full = await self.relay_rows(stream)
                         except (NoStreamResponseError, NotFoundError):
                             log.error("the stream is gone; making it anew. Replay what it held")
                             await ensure_stream(stream)
@@ -80,32 +80,32 @@ class OutboxRelay:
                 log.warning("the outbox waits", error=type(error).__name__, tries=failures)
                 await asyncio.sleep(_backoff_s(failures))
 
-    async def relay_batch(self, stream: Any) -> bool:
-        """Sends and marks one batch; True when more may be waiting.
+    async def relay_rows(self, stream: Any) -> bool:
+        """Sends and marks some rows; True when more may be waiting.
 
-        It goes round: each batch begins behind the last, so that a row which cannot be sent does
+        It goes round: each time it begins behind the last, so that a row which cannot be sent does
         not hold up the others, and begins again when it has come to the end.
         """
-        count_max = self._settings.batch_size_max
-        events = await unsent_events(self._engine, self._cell, self._after, count_max)
-        full = len(events) == count_max
-        self._after = Position(events[-1].slot, events[-1].event_id) if full else BEGINNING
-        if not events:
+        count_max = self._settings.rows_max
+        batches = await unsent_batches(self._engine, self._cell, self._after, count_max)
+        full = len(batches) == count_max
+        self._after = Position(batches[-1].slot, batches[-1].batch_id) if full else BEGINNING
+        if not batches:
             return False
-        acknowledged = await publish(stream, events)
+        acknowledged = await publish(stream, batches)
         marked = await self._mark(acknowledged)
-        if marked < len(events):
+        if marked < len(batches):
             # Not acknowledged, or no longer ours to mark.
             log.warning(
-                "not all events are sent",
-                read=len(events),
+                "not all batches are sent",
+                read=len(batches),
                 acknowledged=len(acknowledged),
                 marked=marked,
             )
-        return full and marked == len(events)
+        return full and marked == len(batches)
 
-    async def _mark(self, events: Sequence[Event]) -> int:
-        positions = [Position(event.slot, event.event_id) for event in events]
+    async def _mark(self, batches: Sequence[EventBatch]) -> int:
+        positions = [Position(batch.slot, batch.batch_id) for batch in batches]
         return await mark(self._engine, self._cell, positions, sent=True)
 
     async def _purge_for_ever(self) -> None:
@@ -118,10 +118,10 @@ class OutboxRelay:
                 log.warning("the outbox is not purged", error=type(error).__name__)
             else:
                 if purged:
-                    log.info("sent events purged", events=purged)
+                    log.info("sent events purged", batches=purged)
 
     async def purge_sent(self) -> int:
-        """Deletes sent events older than the retention, in small batches; returns how many."""
+        """Deletes sent rows older than the retention, some at a time; returns how many."""
         purged = 0
         for slot in await owned_slots(self._engine, self._cell):
             while True:
@@ -135,10 +135,8 @@ class OutboxRelay:
         return purged
 
 
-async def replay(
-    engine: AsyncEngine, cell: str, since: datetime, *, batch_size_max: int = 256
-) -> int:
-    """Makes the relay send again every event since then; returns how many.
+async def replay(engine: AsyncEngine, cell: str, since: datetime, *, rows_max: int = 256) -> int:
+    """Makes the relay send again every batch of events since then; returns how many.
 
     For a stream that lost messages (pitfall 18). Consumers do not mind repeats. It can be stopped
     and called again: what it marked as unsent stays so until it is acknowledged again.
@@ -146,9 +144,9 @@ async def replay(
     replayed = 0
     for slot in await owned_slots(engine, cell):
         after = ""
-        while events := await sent_since(engine, slot, since, after, batch_size_max):
-            replayed += await mark(engine, cell, events, sent=False)
-            after = events[-1].event_id
+        while batches := await sent_since(engine, slot, since, after, rows_max):
+            replayed += await mark(engine, cell, batches, sent=False)
+            after = batches[-1].batch_id
     return replayed
 
 

@@ -39,6 +39,10 @@ class Payment(NamedTuple):
     currency: str
     # Refunded or promised to a refund that is pending.
     refunded: int
+    # Of the request that made it. An order is paid once, so the order finds it again and no
+    # idempotency record is needed (docs/decisions/0012-a-payment-is-its-own-record.md).
+    idempotency_key: str
+    request_hash: bytes
     created_at: datetime
 
 

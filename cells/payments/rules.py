@@ -30,13 +30,18 @@ from router.ids import Purpose, account_id, collection_account_id
 
 @dataclass(frozen=True, slots=True)
 class Pay:
-    """An order is paid from its payer's balance into the collection account of the payer's slot."""
+    """An order is paid from its payer's balance into the collection account of the payer's slot.
+
+    `key` and `request_hash` are kept in the payment: the order leads a repeat to it.
+    """
 
     slot: int
     payment_id: str
     event_id: str
     order_id: str
-    idempotency: Idempotency
+    key: str
+    request_hash: bytes
+    idempotency = None
     resource_type = PAYMENTS
 
     def other_slots(self) -> Iterable[int]:
@@ -49,6 +54,8 @@ class Pay:
         order = book.get(ORDERS, self.order_id)
         if order is None:
             return ()
+        if order.payment_id:
+            return (Key(PAYMENTS, self.slot, order.payment_id),)
         # Both in this slot (docs/decisions/0001-collection-accounts-per-slot.md).
         payer = account_id(order.payer_id, order.currency)
         collection = collection_account_id(self.slot, order.merchant_id, order.currency)
@@ -58,6 +65,10 @@ class Pay:
         order = book.get(ORDERS, self.order_id)
         if order is None:
             return Refused(Reason.ORDER_NOT_FOUND, "there is no such order")
+        if order.payment_id:
+            before = self._before(book.get(PAYMENTS, order.payment_id))
+            if before is not None:
+                return before
         state = next_state(order, OrderEvent.PAY)
         if isinstance(state, Refused):
             return state
@@ -89,7 +100,7 @@ class Pay:
         book.put(ORDERS, order._replace(state=state, payment_id=self.payment_id))
         payment = Payment(
             self.slot, self.payment_id, order.order_id, order.payer_id, order.merchant_id,
-            order.amount, order.currency, 0, book.now,
+            order.amount, order.currency, 0, self.key, self.request_hash, book.now,
         )  # fmt: skip
         # Written by hand, as json.dumps would: it is in the path of every payment.
         told = (
@@ -99,6 +110,18 @@ class Pay:
         )
         book.tell(self.slot, self.event_id, "payment.succeeded", order.merchant_id, told)
         return Accepted(book.put(PAYMENTS, payment))
+
+    def _before(self, payment: Payment | None) -> Outcome | None:
+        """The outcome of this request's first run, if the order's payment was made by it."""
+        if payment is None or payment.idempotency_key != self.key:
+            return None
+        if payment.request_hash != self.request_hash:
+            return Refused(
+                Reason.EXISTS_WITH_DIFFERENT_INPUT,
+                "this idempotency key was used before, with other input",
+                {"resource": payment.payment_id},
+            )
+        return Accepted(payment, replayed=True)
 
 
 def refund_accounts(book: Book, payment: Payment) -> tuple[Account | None, Account | None]:

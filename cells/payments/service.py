@@ -83,8 +83,9 @@ def pay_command(request: pb.PayRequest) -> Pay:
     check.done()
     slot = slot_of_id(order_id)
     return Pay(
-        slot, mint_now(Kind.PAYMENT, slot), mint_now(Kind.EVENT, slot), order_id, idempotency
-    )
+        slot, mint_now(Kind.PAYMENT, slot), mint_now(Kind.EVENT, slot), order_id,
+        idempotency.key, idempotency.request_hash,
+    )  # fmt: skip
 
 
 class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):

@@ -194,8 +194,8 @@ async def _figures(connection: AsyncConnection, deliveries: bool) -> Figures:
         )
         return {str(name): int(count) for name, count in rows}
 
-    async def count(source: str) -> int:
-        rows = await connection.execute(text(f"SELECT count(*) FROM {source}"))
+    async def count(source: str, what: str = "count(*)") -> int:
+        rows = await connection.execute(text(f"SELECT {what} FROM {source}"))
         return int(rows.scalar_one())
 
     transfers = await counts("transfers")
@@ -214,7 +214,7 @@ async def _figures(connection: AsyncConnection, deliveries: bool) -> Figures:
         branches=await counts("branches"),
         in_doubt=sum(total for state, total in transfers.items() if state not in ended),
         idempotency_records=await count("idempotency"),
-        outbox=await count("outbox"),
-        outbox_unsent=await count("outbox WHERE NOT sent"),
+        outbox=await count("outbox", "COALESCE(sum(events), 0)"),
+        outbox_unsent=await count("outbox WHERE NOT sent", "COALESCE(sum(events), 0)"),
         deliveries=await counts("deliveries") if deliveries else None,
     )

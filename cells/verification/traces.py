@@ -14,7 +14,6 @@ _DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 # What the record of a method names: the ID's column and the methods.
 _RESOURCES = {
-    "payments": ("payment_id", "'Pay'"),
     "refunds": ("refund_id", "'RefundPayment'"),
     "movements": ("movement_id", "'Deposit', 'Withdraw'"),
     "transfers": ("transfer_id", "'CreateTransfer', 'FundCollection'"),
@@ -29,9 +28,10 @@ _ALL_RESOURCES = " UNION ALL ".join(
     f" WHERE r.method IN ({methods}) AND t.{column} IS NULL"
     for table, (column, methods) in _RESOURCES.items()
 )
-# What a request with a key made. Settlement has no request: it takes what is free.
+# What a request with a key made. Settlement has no request: it takes what is free. Payments hold
+# their own key.
 _EFFECTS = """
-    SELECT slot, payment_id AS id FROM payments UNION ALL SELECT slot, order_id FROM orders
+    SELECT slot, order_id AS id FROM orders
     UNION ALL SELECT slot, movement_id FROM movements UNION ALL SELECT slot, refund_id FROM refunds
     UNION ALL SELECT slot, transfer_id FROM transfers WHERE kind <> 'settlement'
     UNION ALL SELECT slot, account_id FROM accounts WHERE purpose = 'balance'"""
@@ -61,12 +61,18 @@ REQUESTS = (
         ) AS r ON r.slot = w.slot AND r.resource_id = w.id
         WHERE r.resource_id IS NULL""",
     ),
+    Check(
+        "payment_has_its_request",
+        2,
+        "{payment_id} holds no idempotency key: a repeat of its request would not find it",
+        "SELECT payment_id FROM payments WHERE idempotency_key = ''",
+    ),
 )
 
 _IDS = {
     "accounts": "account_id", "movements": "movement_id", "orders": "order_id",
     "payments": "payment_id", "refunds": "refund_id", "transfers": "transfer_id",
-    "branches": "branch_id", "outbox": "event_id",
+    "branches": "branch_id", "outbox": "batch_id",
 }  # fmt: skip
 _ALL_IDS = " UNION ALL ".join(
     f"SELECT '{table}' AS held_in, slot, {column} AS id FROM {table}"
@@ -143,12 +149,16 @@ OWNERSHIP = (
 )
 
 
+# The events of the batches, a row each.
+_LINES = "(SELECT type, unnest(string_to_array(lines, chr(10))) AS line FROM outbox) AS l"
+
+
 def _told(noun: str, prefix: str, types: str) -> str:
     """Events with the ID that they tell of. A pattern, not a cast to JSON: bad JSON must not stop
     the audit. Quotes inside JSON strings are escaped, so only the real field matches."""
     pattern = f'"{noun}_id": ?"{prefix}_[0-9A-Z]{{28}}'
     return (
-        f"SELECT type, right(substring(payload, '{pattern}'), 32) AS id FROM outbox"
+        f"SELECT type, right(substring(line, '{pattern}'), 32) AS id FROM {_LINES}"
         f" WHERE type IN ({types})"
     )
 
@@ -198,10 +208,17 @@ EVENTS = (
         WHERE id IS NOT NULL GROUP BY type, id HAVING count(*) > 1""",
     ),
     Check(
-        "event_is_unsent",
+        "batch_counts_its_events",
         6,
-        "event {event_id} ({type}) of {created_at} is not sent yet",
-        "SELECT event_id, type, created_at FROM outbox WHERE NOT sent",
+        "batch {batch_id} says {events} events and holds {lines}",
+        """SELECT batch_id, events, array_length(string_to_array(lines, chr(10)), 1) AS lines
+        FROM outbox WHERE events <> array_length(string_to_array(lines, chr(10)), 1)""",
+    ),
+    Check(
+        "batch_is_unsent",
+        6,
+        "batch {batch_id} of {events} events ({type}) of {created_at} is not sent yet",
+        "SELECT batch_id, events, type, created_at FROM outbox WHERE NOT sent",
         Severity.PENDING,
     ),
     Check(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ _spread = itertools.count(1)
 async def tell(
     engine: AsyncEngine, count: int, *, slot: int | None = None, merchant_id: str = ""
 ) -> set[str]:
-    """Events in the outbox, by the ledger itself; returns their IDs."""
+    """Events in the outbox, by the ledger itself, in one commit; returns their IDs."""
     events = [
         mint_now(Kind.EVENT, slot if slot is not None else next(_spread) * 37 % SLOT_COUNT)
         for _ in range(count)
@@ -129,10 +130,25 @@ async def tell(
     return set(events)
 
 
+async def tell_apart(
+    engine: AsyncEngine, count: int, *, slot: int | None = None, merchant_id: str = ""
+) -> set[str]:
+    """The same, a commit and so a batch for each."""
+    events: set[str] = set()
+    for _ in range(count):
+        events |= await tell(engine, 1, slot=slot, merchant_id=merchant_id)
+    return events
+
+
 async def marked(engine: AsyncEngine) -> set[str]:
+    """IDs of the events that are marked as sent."""
     async with engine.connect() as connection:
-        statement = select(outbox.c.event_id).where(outbox.c.sent)
-        return set((await connection.execute(statement)).scalars())
+        batches = await connection.execute(select(outbox.c.lines).where(outbox.c.sent))
+        return {event for lines in batches.scalars() for event in _ids(lines)}
+
+
+def _ids(lines: str) -> list[str]:
+    return [str(json.loads(line)["id"]) for line in lines.split("\n")]
 
 
 async def streamed(state: MeshState) -> list[str]:
@@ -143,7 +159,7 @@ async def streamed(state: MeshState) -> list[str]:
         try:
             while True:
                 message = await stream.get_msg(STREAM, seq=number + 1, next=True, subject=">")
-                found.append(str(message.headers["Nats-Msg-Id"]))
+                found += _ids(message.data.decode())
                 number = int(message.seq)
         except NotFoundError:
             return found

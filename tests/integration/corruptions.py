@@ -33,8 +33,8 @@ def record(method: str, resource: str, slot: str, key: str = "stray") -> str:
 def _event(event: str, type_: str, subject: str, slot: str = "{ann_slot}") -> str:
     payload = json.dumps({"payment_id": subject, "payer_id": '"payment_id": "x"'})
     return (
-        "INSERT INTO outbox (slot, event_id, type, merchant_id, payload)"
-        f" VALUES ({slot}, '{event}', '{type_}', '', '{_escaped(payload)}')"
+        "INSERT INTO outbox (slot, batch_id, type, events, lines)"
+        f" VALUES ({slot}, '{event}', '{type_}', 1, '{_escaped(payload)}')"
     )
 
 
@@ -265,8 +265,8 @@ CORRUPTIONS = {
         [
             "UPDATE transfers SET state = 'confirmed' WHERE transfer_id = '{committing}'",
             "UPDATE outbox SET type = 'transfer.confirmed',"
-            " payload = '{{\"transfer_id\": \"{committing}\"}}'"
-            " WHERE payload LIKE '%{cancelled}%'",
+            " lines = '{{\"transfer_id\": \"{committing}\"}}'"
+            " WHERE lines LIKE '%{cancelled}%'",
             "UPDATE transfers SET created_at = now() - INTERVAL '8 days'"
             " WHERE transfer_id = '{cancelled}'",
         ],
@@ -316,11 +316,15 @@ CORRUPTIONS = {
     "a payee paid by a branch that is only tried": Broken(
         "payee_was_paid_by_a_confirmed_branch", post("{committing}/payee")
     ),
-    "a record of a payment that is not there": Broken(
-        "record_has_its_resource", [record("Pay", "{new_pay}", "{ann_slot}")]
+    "a record of a refund that is not there": Broken(
+        "record_has_its_resource", [record("RefundPayment", "{new_pay}", "{ann_slot}")]
     ),
-    "two requests that made one payment": Broken(
-        "effect_has_one_request", [record("Pay", "{payment}", "{ann_slot}")]
+    "two requests that made one refund": Broken(
+        "effect_has_one_request", [record("RefundPayment", "{refund}", "{ann_slot}")]
+    ),
+    "a payment without a key": Broken(
+        "payment_has_its_request",
+        ["UPDATE payments SET idempotency_key = '' WHERE payment_id = '{payment}'"],
     ),
     **{
         f"no request for a {noun}": Broken(
@@ -328,7 +332,7 @@ CORRUPTIONS = {
             [f"DELETE FROM idempotency WHERE resource_id = '{{{resource}}}'"],
         )
         for noun, resource in {
-            "payment": "payment", "order": "open_order", "movement": "deposit", "refund": "refund",
+            "order": "open_order", "movement": "deposit", "refund": "refund",
             "transfer": "local", "account": "bea",
         }.items()
     },
@@ -363,7 +367,7 @@ CORRUPTIONS = {
     ),
     "a row in a slot that its ID does not carry": Broken(
         "id_carries_its_slot",
-        ["UPDATE outbox SET slot = {abe_slot} WHERE payload LIKE '%\"{payment}\"%'"
+        ["UPDATE outbox SET slot = {abe_slot} WHERE lines LIKE '%\"{payment}\"%'"
          " AND type = 'payment.succeeded'"],
     ),
     "an assignment by no operation": Broken(
@@ -372,7 +376,7 @@ CORRUPTIONS = {
     ),
     **{
         f"no event of a {noun}": Broken(
-            "effect_has_its_event", [f"DELETE FROM outbox WHERE payload LIKE '%{{{subject}}}%'{of}"]
+            "effect_has_its_event", [f"DELETE FROM outbox WHERE lines LIKE '%{{{subject}}}%'{of}"]
         )
         for noun, subject, of in (
             ("payment", "payment", " AND type = 'payment.succeeded'"), ("refund", "refund", ""),
@@ -386,8 +390,13 @@ CORRUPTIONS = {
     ),
     "an event that names nothing": Broken(
         "event_tells_the_truth",
-        ["INSERT INTO outbox (slot, event_id, type, merchant_id, payload)"
-         " VALUES ({ann_slot}, '{new_evt_ann}', 'payment.succeeded', '', 'not JSON')"],
+        ["INSERT INTO outbox (slot, batch_id, type, events, lines)"
+         " VALUES ({ann_slot}, '{new_evt_ann}', 'payment.succeeded', 1, 'not JSON')"],
+    ),
+    "a batch that has lost an event": Broken(
+        "batch_counts_its_events",
+        ["UPDATE outbox SET events = events + 1 WHERE lines LIKE '%\"{payment}\"%'"
+         " AND type = 'payment.succeeded'"],
     ),
     "a payment told twice": Broken(
         "effect_is_told_once", [_event("{new_evt_ann}", "payment.succeeded", "{payment}")]

@@ -36,10 +36,11 @@ from tests.integration.behind import (
     marked,
     streamed,
     tell,
+    tell_apart,
 )
 
 pytestmark = pytest.mark.mesh
-SETTINGS = OutboxSettings(batch_size_max=20, poll_interval_s=0.02)
+SETTINGS = OutboxSettings(rows_max=20, poll_interval_s=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,10 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshState]:
 async def engine(state: MeshState) -> AsyncIterator[AsyncEngine]:
     async with behind.database(state) as engine:
         yield engine
+
+
+def line(event_id: str) -> str:
+    return json.dumps({"id": event_id})
 
 
 def _relay(state: MeshState, engine: AsyncEngine, cell: str = CELL) -> OutboxRelay:
@@ -79,11 +84,11 @@ class Meddling:
 async def test_every_event_arrives_though_nats_is_killed_in_the_middle(
     state: MeshState, engine: AsyncEngine
 ) -> None:
-    events = await tell(engine, 400)
+    events = await tell_apart(engine, 200) | await tell(engine, 400)
     async with going_on(_relay(state, engine).run):
         await eventually(lambda: marked(engine))
         await behind.kill(state, "nats")
-        events |= await tell(engine, 100)
+        events |= await tell_apart(engine, 50)
         await behind.start(state, "nats")
         await eventually(lambda: _is_marked(engine, events))
     assert set(await streamed(state)) == events
@@ -110,7 +115,7 @@ async def test_what_has_no_acknowledgement_is_not_marked(
         await behind.kill(state, "nats")
         try:
             with pytest.raises(TimeoutError):
-                await relay.relay_batch(stream)
+                await relay.relay_rows(stream)
             assert await marked(engine) == set()
         finally:
             await behind.start(state, "nats")
@@ -124,10 +129,10 @@ async def test_an_event_that_commits_late_is_not_skipped(
 ) -> None:
     late = mint(Kind.EVENT, 5, unix_ms=1, random_80=1)
     async with going_on(_relay(state, engine).run), engine.connect() as slow:
-        row = {"slot": 5, "event_id": late, "type": "test.late", "merchant_id": "", "payload": "{}"}
+        row = {"slot": 5, "batch_id": late, "type": "test.late", "events": 1, "lines": line(late)}
         await slow.execute(insert(outbox), row)
         # Later events of the same slot and of others, also behind the batch's end.
-        events = await tell(engine, 30, slot=5) | await tell(engine, 30)
+        events = await tell_apart(engine, 30, slot=5) | await tell_apart(engine, 30)
         await eventually(lambda: _is_marked(engine, events))
         assert late not in await marked(engine)
         await slow.commit()
@@ -138,26 +143,26 @@ async def test_an_event_that_commits_late_is_not_skipped(
 async def test_the_relay_of_a_deposed_cell_marks_nothing(
     state: MeshState, engine: AsyncEngine
 ) -> None:
-    events = await tell(engine, 10)
+    events = await tell_apart(engine, 10)
     async with connect_stream(state.nats_url, "test") as stream:
         # It has read them when it is deposed.
         deposed = Meddling(stream, lambda: give_away(engine, "b"))
-        await _relay(state, engine).relay_batch(deposed)
+        await _relay(state, engine).relay_rows(deposed)
         assert await marked(engine) == set()
         # Afterwards it reads nothing any more.
-        await _relay(state, engine).relay_batch(stream)
+        await _relay(state, engine).relay_rows(stream)
         assert await marked(engine) == set()
-        await _relay(state, engine, "b").relay_batch(stream)
+        await _relay(state, engine, "b").relay_rows(stream)
     assert await marked(engine) == events
     # The stream dropped the repeats by their IDs.
     assert sorted(await streamed(state)) == sorted(events)
 
 
 async def test_a_relay_marks_what_is_still_its_own(state: MeshState, engine: AsyncEngine) -> None:
-    kept, lost = await tell(engine, 5, slot=7), await tell(engine, 5, slot=8)
+    kept, lost = await tell_apart(engine, 5, slot=7), await tell_apart(engine, 5, slot=8)
     async with connect_stream(state.nats_url, "test") as stream:
         meddling = Meddling(stream, lambda: give_away(engine, "b", 8))
-        await _relay(state, engine).relay_batch(meddling)
+        await _relay(state, engine).relay_rows(meddling)
     assert await marked(engine) == kept
     assert set(await streamed(state)) == kept | lost
 
@@ -168,13 +173,14 @@ async def test_an_event_that_cannot_be_sent_does_not_hold_up_the_others(
     async with engine.begin() as connection:
         poison = {
             "slot": 0,
-            "event_id": mint(Kind.EVENT, 0, unix_ms=1, random_80=1),
+            "batch_id": mint(Kind.EVENT, 0, unix_ms=1, random_80=1),
             "type": "test.poison",
-            "merchant_id": "",
-            "payload": "no JSON",
+            "events": 1,
+            # NATS takes no message of more than 1 MiB.
+            "lines": "x" * (1024 * 1024 + 1),
         }
         await connection.execute(insert(outbox), poison)
-    events = await tell(engine, 5, slot=0) | await tell(engine, 50)
+    events = await tell_apart(engine, 5, slot=0) | await tell_apart(engine, 50)
     async with going_on(_relay(state, engine).run):
         await eventually(lambda: _is_marked(engine, events))
     assert await marked(engine) == events
@@ -183,17 +189,17 @@ async def test_an_event_that_cannot_be_sent_does_not_hold_up_the_others(
 async def test_a_lost_stream_is_made_anew_and_filled_by_replay(
     state: MeshState, engine: AsyncEngine
 ) -> None:
-    old = await tell(engine, 40)
+    old = await tell_apart(engine, 40)
     relay = _relay(state, engine)
     async with going_on(relay.run):
         await eventually(lambda: _is_marked(engine, old))
         async with connect_stream(state.nats_url, "test") as stream:
             await stream.delete_stream(STREAM)
-        new = await tell(engine, 5)
+        new = await tell_apart(engine, 5)
         await eventually(lambda: _is_marked(engine, new))
         assert await replay(engine, CELL, datetime.now(UTC) + timedelta(hours=1)) == 0
         since = datetime.now(UTC) - timedelta(hours=1)
-        assert await replay(engine, CELL, since, batch_size_max=7) == 45
+        assert await replay(engine, CELL, since, rows_max=7) == 45
         await eventually(lambda: _is_marked(engine, old | new))
     assert set(await streamed(state)) == old | new
 
@@ -204,19 +210,19 @@ async def test_only_sent_events_older_than_the_retention_are_purged(
     old = datetime.now(UTC) - timedelta(days=8)
     unix_ms = int(old.timestamp() * 1000)
     ids = [mint(Kind.EVENT, 9, unix_ms=unix_ms, random_80=number) for number in range(3)]
-    common = {"slot": 9, "type": "t", "merchant_id": "", "payload": "{}", "created_at": old}
+    common = {"slot": 9, "type": "t", "events": 1, "lines": "{}", "created_at": old}
     rows = [
-        {**common, "event_id": ids[0], "sent": True},
-        {**common, "event_id": ids[1], "sent": False},
+        {**common, "batch_id": ids[0], "sent": True},
+        {**common, "batch_id": ids[1], "sent": False},
         # The database's time counts, not the ID's.
-        {**common, "event_id": ids[2], "sent": True, "created_at": datetime.now(UTC)},
+        {**common, "batch_id": ids[2], "sent": True, "created_at": datetime.now(UTC)},
     ]
     async with engine.begin() as connection:
         await connection.execute(insert(outbox), rows)
-    young = await tell(engine, 3, slot=9)
+    young = await tell_apart(engine, 3, slot=9)
     async with engine.begin() as connection:
         await connection.execute(
-            update(outbox).where(outbox.c.event_id.in_(young)).values(sent=True)
+            update(outbox).where(outbox.c.batch_id.in_(young)).values(sent=True)
         )
     # A slot has its turn with its owner.
     await give_away(engine, "b")
@@ -224,15 +230,29 @@ async def test_only_sent_events_older_than_the_retention_are_purged(
     await give_away(engine, CELL, 9)
     assert await _relay(state, engine).purge_sent() == 1
     async with engine.connect() as connection:
-        left = set((await connection.execute(select(outbox.c.event_id))).scalars())
+        left = set((await connection.execute(select(outbox.c.batch_id))).scalars())
     assert left == {ids[1], ids[2]} | young
+
+
+async def test_what_committed_together_travels_together(
+    state: MeshState, engine: AsyncEngine
+) -> None:
+    events = await tell(engine, 300)
+    async with connect_stream(state.nats_url, "test") as stream:
+        await _relay(state, engine).relay_rows(stream)
+        info = await stream.stream_info(STREAM)
+    assert await marked(engine) == events
+    assert sorted(await streamed(state)) == sorted(events)
+    # At most 128 a message.
+    assert info.state.messages == 3
 
 
 async def test_the_envelope_says_what_happened(state: MeshState, engine: AsyncEngine) -> None:
     (event_id,) = await tell(engine, 1, slot=11, merchant_id="shop")
     async with connect_stream(state.nats_url, "test") as stream:
-        await _relay(state, engine).relay_batch(stream)
+        await _relay(state, engine).relay_rows(stream)
         message = await stream.get_last_msg(STREAM, "cellpay.events.test.happened")
+        assert message.headers["Nats-Msg-Id"] == event_id
         info = await stream.stream_info(STREAM)
     document = json.loads(message.data)
     moment = datetime.fromisoformat(document.pop("time"))

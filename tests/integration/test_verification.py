@@ -56,7 +56,7 @@ async def test_books_that_the_ledger_wrote_are_sound(books: Books) -> None:
     assert {finding.check for finding in report.findings} == {
         "refund_is_pending",
         "transfer_is_in_doubt",
-        "event_is_unsent",
+        "batch_is_unsent",
     }
     assert all(finding.severity == Severity.PENDING for finding in report.findings)
 

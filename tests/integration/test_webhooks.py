@@ -252,7 +252,9 @@ async def test_an_event_has_one_delivery_however_often_it_is_consumed(
 
     async with connect_stream(cell.state.nats_url, "test") as stream:
         for _ in range(5):
-            await stream.publish("cellpay.events.t", json.dumps(event).encode())
+            # Twice in one message, too.
+            lines = "\n".join([json.dumps(event)] * 2)
+            await stream.publish("cellpay.events.t", lines.encode())
         await stream.publish("cellpay.events.t", b"no event")
         # Two cells share the consumer.
         first, second = (
@@ -533,6 +535,7 @@ async def test_without_an_endpoint_a_delivery_is_skipped(cell: Cell, shop: str) 
 
 
 async def test_deliveries_are_listed_newest_first_in_pages(cell: Cell, shop: str) -> None:
+    await cell.endpoint(shop, "/hook")
     made = [(await cell.enqueue(shop)).delivery_id for _ in range(5)]
     listed, token = list[str](), ""
     while True:

@@ -6,6 +6,7 @@ there already) or, worse, would not notice (a row written over that nobody had r
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from cells.accounts.tables import MOVEMENTS
 from cells.ledger.book import Book
-from cells.ledger.model import Account, Command, Entry, Event, Key, Outcome
+from cells.ledger.model import Account, Command, Entry, EventBatch, Key, Outcome
 from cells.ledger.records import RecordType
 from cells.ledger.store import _first_keys, _second_keys, decide
 from cells.ledger.tables import ACCOUNTS, ENTRIES, IDEMPOTENCY, OUTBOX
@@ -35,7 +36,7 @@ class MemoryStore:
         self.owners = owners
         self.rows: dict[RecordType[Any], dict[tuple[int, str], tuple[Any, ...]]] = {}
         self.entries: dict[tuple[int, str, int], Entry] = {}
-        self.events: dict[str, Event] = {}
+        self.events: dict[str, dict[str, Any]] = {}
 
     def commit(self, cell: str, commands: Sequence[Command]) -> list[Outcome]:
         slots = {command.slot for command in commands}
@@ -69,10 +70,18 @@ class MemoryStore:
                     assert entry[:3] not in self.entries, "an entry's key exists"
                     self.entries[entry[:3]] = entry
                 elif record is OUTBOX:
-                    assert row[1] not in self.events, "an event's key exists"
-                    self.events[row[1]] = Event(*row)
+                    self._tell(EventBatch(*row))
                 else:
                     self._put(record, row, read)
+
+    def _tell(self, batch: EventBatch) -> None:
+        lines = [json.loads(line) for line in batch.lines.split("\n")]
+        assert batch.events == len(lines) > 0
+        assert batch.batch_id == lines[0]["id"]
+        for line in lines:
+            assert line["id"] not in self.events, "an event is told twice"
+            assert line["type"] == batch.type
+            self.events[line["id"]] = line
 
     def _put(
         self,

@@ -31,6 +31,11 @@ class Answer(NamedTuple):
     reused_key: bool = False
 
 
+def key_of(request: Request) -> tuple[str, str, str]:
+    """Keys belong to a scope; those of payments lie with the payments, apart from the others."""
+    return request.scope, request.key, "pay" if request.method == "pay" else ""
+
+
 @dataclass
 class Model:
     """Cellpay in one cell, as the design tells it."""
@@ -43,20 +48,20 @@ class Model:
     orders: dict[str, dict[str, Any]] = field(default_factory=dict)
     payments: dict[str, dict[str, Any]] = field(default_factory=dict)
     refunds: dict[str, dict[str, Any]] = field(default_factory=dict)
-    keys: dict[tuple[str, str], tuple[Request, str]] = field(default_factory=dict)
+    keys: dict[tuple[str, str, str], tuple[Request, str]] = field(default_factory=dict)
     outside: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CURRENCIES, 0))
 
     def answer(self, request: Request, new_id: str) -> Answer:
         """Decides the request; `new_id` is what the ledger would call what it makes."""
         if self._stranger(request):
             return Answer(accepted=False)
-        known = self.keys.get((request.scope, request.key)) if request.key else None
+        known = self.keys.get(key_of(request)) if request.key else None
         if known:
             same = known[0] == request
             return Answer(accepted=same, replayed=same, reused_key=not same)
         accepted = getattr(self, f"_{request.method}")(request.scope, new_id, *request.details)
         if accepted and request.key:
-            self.keys[request.scope, request.key] = (request, new_id)
+            self.keys[key_of(request)] = (request, new_id)
         return Answer(accepted)
 
     @staticmethod

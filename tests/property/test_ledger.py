@@ -38,7 +38,7 @@ from cells.transfers.rules import BeginTransfer
 from router.ids import Kind, Purpose, account_id, collection_account_id, mint, slot_of_id
 from router.slots import SLOT_COUNT, slot_of_user
 from tests.property.memory import MemoryStore, Owner, check_books
-from tests.property.model import CURRENCIES, STRANGER, Model, Request
+from tests.property.model import CURRENCIES, STRANGER, Model, Request, key_of
 
 CELL = "here"
 PEOPLE = ["ann", "bob", "cy"]
@@ -97,7 +97,7 @@ class Builder:
 
     def _pay(self, slot: int, order: str, key: Any, event: str) -> Any:
         new_id = self.new(Kind.PAYMENT, slot)
-        return Pay(slot, new_id, event, order, key), new_id
+        return Pay(slot, new_id, event, order, key.key, key.request_hash), new_id
 
     def _refund(self, slot: int, payment: str, key: Any, event: str, amount: int | None) -> Any:
         new_id = self.new(Kind.REFUND, slot)
@@ -288,7 +288,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert reused == answer.reused_key
                 continue
             assert outcome.replayed == answer.replayed
-            first = self.model.keys[request.scope, request.key][1] if request.key else new_id
+            first = self.model.keys[key_of(request)][1] if request.key else new_id
             # Whichever repeat this is, it finds what the first one made.
             assert outcome.resource[1] == first
         if not any(answer.accepted and not answer.replayed for answer in expected):
@@ -325,8 +325,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def each_key_has_one_effect(self) -> None:
         records = self.store.all(IDEMPOTENCY)
-        assert len(records) == len(self.model.keys)
-        made_once = ("pay_", "mov_", "ref_", "tra_")
+        paid = {(it.order_id, it.idempotency_key, "pay") for it in self.store.all(PAYMENTS)}
+        assert len(records) + len(paid) == len(self.model.keys)
+        assert paid == {key for key in self.model.keys if key[2] == "pay"}
+        made_once = ("mov_", "ref_", "tra_")
         made = [it.resource_id for it in records if it.resource_id.startswith(made_once)]
         assert len(made) == len(set(made))
 

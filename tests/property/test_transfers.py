@@ -402,9 +402,9 @@ class TransferMachine(RuleBasedStateMachine):
             if account.purpose == "balance":
                 assert account.balance == expected[account.user_id]
         told = Counter(
-            event.payload.split('"')[3]
+            event["data"]["transfer_id"]
             for event in self.store.events.values()
-            if event.type.startswith("transfer.")
+            if event["type"].startswith("transfer.")
         )
         assert told == Counter(begun.transfer_id for begun in self.begun)
 

@@ -101,14 +101,13 @@ def test_the_same_event_finds_its_delivery() -> None:
     assert _enqueue(book) == delivered
 
 
-def test_without_an_endpoint_the_event_is_skipped_for_good() -> None:
+def test_without_an_endpoint_the_event_is_skipped_and_nothing_is_kept() -> None:
     book = _book(endpoint=False)
     assert _enqueue(book).state == DeliveryState.SKIPPED
-    assert _claim(book) is None
-    assert _end(book, 0, "").state == DeliveryState.SKIPPED
+    assert book.changes() == []
     refused = _redeliver(book)
     assert isinstance(refused, Refused)
-    assert refused.reason == Reason.DELIVERY_NOT_DEAD
+    assert refused.reason == Reason.DELIVERY_NOT_FOUND
 
 
 def test_who_claims_first_has_it_until_the_claim_ends() -> None:
