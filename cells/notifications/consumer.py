@@ -18,7 +18,8 @@ from cellpay.notifications.v1 import notifications_pb2 as pb
 from nats.js.api import AckPolicy, ConsumerConfig
 
 from cells.bulk import REQUESTS_MAX
-from cells.outbox.stream import STREAM, SUBJECTS, connect_stream, go_on_unless_cancelled
+from cells.cancellation import go_on_unless_cancelled
+from cells.outbox.stream import STREAM, SUBJECTS, connect_stream
 from router.errors import Refusal
 from router.slots import slot_of_user
 

@@ -22,6 +22,7 @@ import aiohttp
 import structlog
 
 from cells.answers import resource_of
+from cells.cancellation import go_on_unless_cancelled
 from cells.ledger.worker import Lanes
 from cells.notifications.cooldown import CoolDowns
 from cells.notifications.model import Delivery, Endpoint, Retrying
@@ -104,6 +105,7 @@ class Webhooks:
                 asyncio.TaskGroup() as group,
             ):
                 while not self._stopping:
+                    go_on_unless_cancelled()
                     self._freed.clear()
                     try:
                         begun = await self._begin_due(session, group)

@@ -20,6 +20,7 @@ import structlog
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
 
+from cells.cancellation import go_on_unless_cancelled
 from cells.ledger.model import EventBatch
 
 log = structlog.get_logger(__name__)
@@ -57,13 +58,6 @@ async def connect_stream(url: str, name: str) -> AsyncIterator[Any]:
         with contextlib.suppress(OSError, nats.errors.Error):
             await client.close()
         go_on_unless_cancelled()
-
-
-def go_on_unless_cancelled() -> None:
-    """For loops around nats-py, which may swallow a cancellation and report a time-out instead."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 async def ensure_stream(stream: Any) -> None:

@@ -19,6 +19,7 @@ import structlog
 from nats.js.errors import NoStreamResponseError, NotFoundError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cells.cancellation import go_on_unless_cancelled
 from cells.ledger.model import EventBatch
 from cells.outbox.store import (
     BEGINNING,
@@ -29,7 +30,7 @@ from cells.outbox.store import (
     sent_since,
     unsent_batches,
 )
-from cells.outbox.stream import connect_stream, ensure_stream, go_on_unless_cancelled, publish
+from cells.outbox.stream import connect_stream, ensure_stream, publish
 from cells.settings import OutboxSettings
 
 log = structlog.get_logger(__name__)
