@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -27,6 +28,9 @@ _ID_CHARACTERS_MAX = 64
 _TEXT_CHARACTERS_MAX = 256
 _PAGE_SIZE_DEFAULT = 100
 _PAGE_SIZE_MAX = 1000
+
+# A NUL no database takes; U+001E separates values on the way there.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 M = TypeVar("M", bound=Message)
 
@@ -53,8 +57,8 @@ class Checker:
     def text(self, field: str, value: str) -> str:
         if len(value) > _TEXT_CHARACTERS_MAX:
             self.wrong(field, f"has {len(value)} characters; at most {_TEXT_CHARACTERS_MAX}")
-        elif "\x00" in value:
-            self.wrong(field, "holds a NUL character")
+        elif _CONTROL.search(value):
+            self.wrong(field, "holds control characters")
         return value
 
     def identifier(self, field: str, value: str, kind: Kind) -> str:

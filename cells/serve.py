@@ -306,17 +306,21 @@ def _arguments() -> Role:
     return Role(given.settings, given.worker, given.tell)
 
 
+def collect_seldom() -> None:
+    """What is loaded now stays; what requests leave behind dies by reference count. Looking for
+    cycles at the default pace costs more than it finds."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
+
+
 def main() -> None:
     if sys.flags.optimize:
         raise SystemExit("python -O removes assertions that guard money; run without it")
     role = _arguments()
     settings = read_settings(role.settings)
     configure_logs(cell=settings.cell)
-    # What is loaded now stays; what requests leave behind dies by reference count. Looking for
-    # cycles at the default pace costs more than it finds.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
+    collect_seldom()
     broken = False
     try:
         uvloop.run(serve(settings, role))

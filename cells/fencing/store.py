@@ -29,7 +29,7 @@ class Fence:
 # re-reads it). In slot order: two groups cannot deadlock on each other's slots (pitfall 13).
 LOCK_SLOTS = (
     "SELECT slot, owner, epoch, now() FROM slots"
-    " WHERE slot = ANY(CAST($1 AS smallint[])) ORDER BY slot FOR SHARE"
+    " WHERE slot = ANY(CAST(string_to_array($1, ',') AS smallint[])) ORDER BY slot FOR SHARE"
 )
 
 
@@ -40,7 +40,7 @@ async def fence(
 
     It must be the transaction's first statement: what is read after it cannot be older.
     """
-    rows = await transaction.fetch(LOCK_SLOTS, sorted(set(slots)))
+    rows = await transaction.fetch(LOCK_SLOTS, ",".join(map(str, sorted(set(slots)))))
     if not rows:
         raise LookupError("the slots table is empty: the controller has not seeded it yet")
     epochs = {slot: epoch for slot, owner, epoch, _ in rows if owner == cell}

@@ -22,6 +22,7 @@ from cells.ledger.model import (
 from cells.ledger.records import (
     RecordType,
     Write,
+    joined,
     load_statement,
     write_arguments,
     write_statement,
@@ -123,7 +124,9 @@ async def _load(driver: Driver, book: Book, keys: Iterable[Key]) -> None:
         }
         if not new:
             continue
-        rows = await driver.fetch(load_statement(record), list(new.values()), list(new))
+        rows = await driver.fetch(
+            load_statement(record), joined(list(new.values())), joined(list(new), "TEXT")
+        )
         book.load(record, map(record.row._make, rows))
 
 

@@ -183,11 +183,16 @@ def _enqueue_command(request: pb.EnqueueDeliveryRequest) -> EnqueueDelivery:
     merchant_id = check.name("merchant_id", request.merchant_id)
     event_id = check.identifier("event_id", request.event_id, Kind.EVENT)
     event_type = check.name("event_type", request.event_type)
-    if not 0 < len(request.body.encode()) <= _BODY_BYTES_MAX or "\x00" in request.body:
+    if not 0 < len(request.body.encode()) <= _BODY_BYTES_MAX or not _one_line(request.body):
         check.wrong("body", f"must be a JSON document of at most {_BODY_BYTES_MAX} bytes")
     check.done()
     slot = slot_of_user(merchant_id)
     return EnqueueDelivery(slot, merchant_id, event_id, event_type, request.body)
+
+
+def _one_line(body: str) -> bool:
+    """JSON writes control characters as escapes."""
+    return body.isprintable() or not any(character < " " for character in body)
 
 
 def _only_cells(context: Any) -> None:

@@ -42,7 +42,7 @@ class Payment(NamedTuple):
     # Of the request that made it. An order is paid once, so the order finds it again and no
     # idempotency record is needed (docs/decisions/0012-a-payment-is-its-own-record.md).
     idempotency_key: str
-    request_hash: bytes
+    request_hash: str
     created_at: datetime
 
 

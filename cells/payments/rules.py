@@ -20,7 +20,7 @@ from cells.ledger.model import (
     Refused,
 )
 from cells.ledger.tables import ACCOUNTS
-from cells.orders.model import OrderEvent
+from cells.orders.model import Order, OrderEvent
 from cells.orders.rules import next_state
 from cells.orders.tables import ORDERS
 from cells.payments.model import TRANSITIONS, Payment, Refund, RefundEvent, RefundState
@@ -40,7 +40,7 @@ class Pay:
     event_id: str
     order_id: str
     key: str
-    request_hash: bytes
+    request_hash: str
     idempotency = None
     resource_type = PAYMENTS
 
@@ -97,7 +97,8 @@ class Pay:
         book.post(
             self.payment_id, "payment", [Leg(payer, -order.amount), Leg(collection, order.amount)]
         )
-        book.put(ORDERS, order._replace(state=state, payment_id=self.payment_id))
+        # By position: `_replace` by name costs three times as much.
+        book.put(ORDERS, Order(*order[:6], state, order.description, self.payment_id, order[9]))
         payment = Payment(
             self.slot, self.payment_id, order.order_id, order.payer_id, order.merchant_id,
             order.amount, order.currency, 0, self.key, self.request_hash, book.now,

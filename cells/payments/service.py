@@ -14,6 +14,7 @@ from cells.answers import not_found, resource_of
 from cells.bulk import Bulk, status_bytes
 from cells.ledger.model import Reason
 from cells.ledger.worker import Lanes
+from cells.orders.tables import orders
 from cells.payments.model import Payment, Refund, RefundState
 from cells.payments.refunding import Refunding
 from cells.payments.rules import Pay, RefundPayment
@@ -84,7 +85,7 @@ def pay_command(request: pb.PayRequest) -> Pay:
     slot = slot_of_id(order_id)
     return Pay(
         slot, mint_now(Kind.PAYMENT, slot), mint_now(Kind.EVENT, slot), order_id,
-        idempotency.key, idempotency.request_hash,
+        idempotency.key, idempotency.request_hash.hex(),
     )  # fmt: skip
 
 
@@ -190,15 +191,23 @@ class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
         check.done()
         statement = (
             select(*(payments.c[name] for name in PAYMENTS.fields))
-            .where(payments.c.slot == slot_of_user(payer_id), payments.c.payer_id == payer_id)
-            .order_by(payments.c.payment_id.desc())
+            .join(
+                orders,
+                (orders.c.slot == payments.c.slot) & (orders.c.payment_id == payments.c.payment_id),
+            )
+            .where(
+                orders.c.slot == slot_of_user(payer_id),
+                orders.c.payer_id == payer_id,
+                orders.c.payment_id != "",
+            )
+            .order_by(orders.c.order_id.desc())
             .limit(size + 1)
         )
         if start:
-            statement = statement.where(payments.c.payment_id < start[0])
+            statement = statement.where(orders.c.order_id < start[0])
         rows = [Payment(*row) for row in await fetch(self._engine, statement)]
         listed = rows[:size]
         return pb.ListPaymentsResponse(
             payments=[payment_message(payment) for payment in listed],
-            next_page_token=page_token([listed[-1].payment_id]) if len(rows) > size else "",
+            next_page_token=page_token([listed[-1].order_id]) if len(rows) > size else "",
         )

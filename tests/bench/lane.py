@@ -7,7 +7,6 @@ and then writes what it did. Groups, fence, keys, entries, outbox and fsync are 
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 import json
 import random
@@ -25,6 +24,7 @@ from cells.ledger.model import Accepted, Command, Idempotency
 from cells.ledger.worker import Lanes
 from cells.orders.rules import CreateOrder
 from cells.payments.rules import Pay
+from cells.serve import collect_seldom
 from cells.settings import DatabaseSettings, LaneSettings
 from router.ids import Kind
 from router.minting import mint_now
@@ -113,9 +113,10 @@ async def _run(job: Job) -> dict[str, Any]:
         assert isinstance(order, CreateOrder)
         slot, order_id = order.slot, order.order_id
         payment, event = mint_now(Kind.PAYMENT, slot), mint_now(Kind.EVENT, slot)
-        pays.append(Pay(slot, payment, event, order_id, secrets.token_hex(8), b"benchmark-hash-x"))
-    gc.collect()
-    gc.freeze()
+        pays.append(
+            Pay(slot, payment, event, order_id, secrets.token_hex(8), "benchmark-hash-x" * 2)
+        )
+    collect_seldom()
     figures = lanes.lanes[0].figures
     groups = figures.groups
     print("ready", flush=True)

@@ -3,7 +3,8 @@
     python -m tests.bench.population URL FIRST LAST        one process's share of the accounts
 
 Balances are put there without their history, so these databases cannot be audited; what is
-measured on them writes as always.
+measured on them writes as always. Every merchant has been paid in every slot before: an account
+is made once, and what is measured is what goes on after.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from router.ids import Kind, Purpose, account_id, derive
 from router.slots import SLOT_COUNT, slot_of_user
 from tests.bench.lane import CELL, merchant
 
+MERCHANTS_COUNT = 100
 _RICH_MINOR = 1_000_000_000
 _PROCESSES = 2
 _LOADED_AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -73,13 +75,14 @@ async def _schema(url: str) -> None:
     )
     async with engine.begin() as connection:
         await connection.run_sync(cells.schema.metadata.create_all)
-        for table in ("accounts", "orders"):
-            await connection.execute(text(f"ALTER TABLE {table} SET (fillfactor = 70)"))
+        for table, percent in (("accounts", 70), ("orders", 45)):
+            await connection.execute(text(f"ALTER TABLE {table} SET (fillfactor = {percent})"))
+        await connection.execute(text("ALTER TABLE outbox ALTER COLUMN lines SET STORAGE EXTERNAL"))
         # Built at once when all rows are there.
         await connection.execute(text("ALTER TABLE accounts DROP CONSTRAINT accounts_pkey"))
         rows = [{"slot": slot, "owner": CELL, "epoch": 1} for slot in range(SLOT_COUNT)]
         await connection.execute(insert(slots), rows)
-        shops = [merchant(number) for number in range(100)]
+        shops = [merchant(number) for number in range(MERCHANTS_COUNT)]
         merchants = MERCHANTS.table
         values = [
             {
@@ -102,9 +105,23 @@ def _load(url: str, accounts: int) -> None:
         raise SystemExit("loading the accounts failed")
 
 
+def _collections() -> Iterator[tuple[Any, ...]]:
+    for slot in range(SLOT_COUNT):
+        for number in range(MERCHANTS_COUNT):
+            shop = merchant(number)
+            identifier = derive(Kind.ACCOUNT, slot, Purpose.COLLECTION, shop, "USD")
+            yield (
+                slot, identifier, shop, "USD", "collection", "merchant", "open", 0, 0, 0, 0, 0, 0,
+                _LOADED_AT,
+            )  # fmt: skip
+
+
 async def _finish(url: str) -> None:
     connection = await _connect(url)
     try:
+        await connection.copy_records_to_table(
+            "accounts", records=_collections(), columns=list(ACCOUNTS.fields), timeout=600
+        )
         await connection.execute("SET maintenance_work_mem = '1GB'")
         await connection.execute("ALTER TABLE accounts ADD PRIMARY KEY (slot, account_id)")
         await connection.execute("VACUUM (ANALYZE) accounts")

@@ -213,7 +213,7 @@ class Town:
         slot = slot_of_id(order)
         return Pay(
             slot, self.new(Kind.PAYMENT, slot), self.new(Kind.EVENT, slot), order,
-            self.key(order, "Pay").key, b"hash",
+            self.key(order, "Pay").key, "hash",
         )  # fmt: skip
 
     def refund(self, payment: str, amount: int) -> RefundPayment:

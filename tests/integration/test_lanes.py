@@ -60,7 +60,7 @@ def order(user: str, shop: str, amount: int) -> CreateOrder:
 def pay(order_id: str, slot: int, name: str = "") -> Pay:
     return Pay(
         slot, mint_now(Kind.PAYMENT, slot), mint_now(Kind.EVENT, slot), order_id,
-        name or secrets.token_hex(8), b"x",
+        name or secrets.token_hex(8), "x",
     )  # fmt: skip
 
 

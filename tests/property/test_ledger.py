@@ -97,7 +97,7 @@ class Builder:
 
     def _pay(self, slot: int, order: str, key: Any, event: str) -> Any:
         new_id = self.new(Kind.PAYMENT, slot)
-        return Pay(slot, new_id, event, order, key.key, key.request_hash), new_id
+        return Pay(slot, new_id, event, order, key.key, key.request_hash.hex()), new_id
 
     def _refund(self, slot: int, payment: str, key: Any, event: str, amount: int | None) -> Any:
         new_id = self.new(Kind.REFUND, slot)
