@@ -42,6 +42,7 @@ from cells.orders.service import OrdersService
 from cells.payments.refunding import Refunding
 from cells.payments.service import PaymentsService
 from cells.reading import ReadEngine
+from cells.replica import Replica
 from cells.settings import CellSettings, read_settings
 from cells.settlement.worker import Settlement
 from cells.transfers.branches import BranchCalls
@@ -142,6 +143,8 @@ async def serve(settings: CellSettings, role: Role) -> None:
                 for runner in lanes.runners():
                     group.create_task(runner())
                 group.create_task(branches.run())
+                if read_engine.replica is not None:
+                    group.create_task(read_engine.replica.run())
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
                 group.create_task(_until_terminated(servers, membership, workers, health_servicer))
@@ -170,7 +173,11 @@ def _engines(settings: CellSettings) -> tuple[AsyncEngine, ReadEngine]:
     url, database = settings.database_url, settings.database
     lanes = make_engine(url, f"{name}-lanes", database, pool_size=settings.lanes.count, lanes=True)
     reads = make_engine(url, f"{name}-reads", database, pool_size=database.read_pool_size)
-    return lanes, ReadEngine(reads)
+    if not settings.replica_url:
+        return lanes, ReadEngine(reads)
+    size = database.read_pool_size
+    replica = make_engine(settings.replica_url, f"{name}-replica", database, pool_size=size)
+    return lanes, ReadEngine(reads, Replica(replica, reads))
 
 
 def _any_port(listen: str) -> str:

@@ -96,6 +96,9 @@ class CellSettings:
     lease_ttl_s: int = 3
     # True allows webhooks to private addresses and plain http: a laptop has no others.
     development: bool = False
+    # A streaming replica of PostgreSQL for reads that may be old; empty: there is none. CockroachDB
+    # reads from its followers without.
+    replica_url: str = ""
     # Processes, each with its own listener and lane. The first is the cell itself; the others end
     # with it. The mesh sends a slot always to the same one while they all live.
     workers: int = 1

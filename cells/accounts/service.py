@@ -15,6 +15,7 @@ from cells.ledger.model import Account, AccountKind, AccountState, Reason
 from cells.ledger.tables import ACCOUNTS, entries
 from cells.ledger.worker import Lanes
 from cells.reading import ReadEngine, fetch, fetch_row
+from cells.replica import staleness_of
 from cells.requests import (
     Checker,
     idempotency_of,
@@ -92,14 +93,17 @@ class AccountsService(accounts_pb2_grpc.AccountsServiceServicer):
         check = Checker()
         identifier = check.identifier("account_id", request.account_id, Kind.ACCOUNT)
         check.done()
-        return masked(account_message(await self._balance_account(identifier)), request.read_mask)
+        return masked(
+            account_message(await self._balance_account(identifier, staleness_of(context))),
+            request.read_mask,
+        )
 
     async def GetBalance(self, request: pb.GetBalanceRequest, context: Any) -> pb.Balance:
         check = Checker()
         user_id = check.name("user_id", request.user_id)
         currency = check.currency("currency", request.currency)
         check.done()
-        account = await self._balance_account(account_id(user_id, currency))
+        account = await self._balance_account(account_id(user_id, currency), staleness_of(context))
         return pb.Balance(
             account_id=account.account_id,
             total=money(currency, account.balance),
@@ -107,8 +111,10 @@ class AccountsService(accounts_pb2_grpc.AccountsServiceServicer):
             available=money(currency, account.available),
         )
 
-    async def _balance_account(self, identifier: str) -> Account:
-        account = await fetch_row(self._engine, ACCOUNTS, slot_of_id(identifier), identifier)
+    async def _balance_account(self, identifier: str, staleness_max_s: float | None) -> Account:
+        account = await fetch_row(
+            self._engine, ACCOUNTS, slot_of_id(identifier), identifier, staleness_max_s
+        )
         # Collection, clearing and external accounts are Cellpay's own; nobody outside reads them.
         if account is None or account.purpose != Purpose.BALANCE:
             raise not_found(Reason.ACCOUNT_NOT_FOUND, "account")
@@ -124,7 +130,7 @@ class AccountsService(accounts_pb2_grpc.AccountsServiceServicer):
         if start and not start[0].isdigit():
             check.wrong("page_token", "is not a token that this method returned")
         check.done()
-        account = await self._balance_account(identifier)
+        account = await self._balance_account(identifier, staleness_of(context))
         statement = (
             select(entries)
             .where(entries.c.slot == account.slot, entries.c.account_id == identifier)
@@ -133,7 +139,7 @@ class AccountsService(accounts_pb2_grpc.AccountsServiceServicer):
         )
         if start:
             statement = statement.where(entries.c.sequence < int(start[0]))
-        rows = await fetch(self._engine, statement)
+        rows = await fetch(self._engine, statement, staleness_of(context))
         listed = rows[:size]
         return pb.ListEntriesResponse(
             entries=[

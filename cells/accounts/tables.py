@@ -33,5 +33,6 @@ merchants = Table(
 )
 
 MOVEMENTS: RecordType[Movement] = RecordType(movements, Movement)
-# Read by other cells, so never locked: a merchant's opening or closing is seen a moment later.
-MERCHANTS: RecordType[Merchant] = RecordType(merchants, Merchant)
+# Read by other cells, so never locked: a merchant's opening is seen a moment later. He stays open
+# for good (MERCHANT_STAYS_OPEN), so each process may remember those that it has seen.
+MERCHANTS: RecordType[Merchant] = RecordType(merchants, Merchant, cached_max=100_000)

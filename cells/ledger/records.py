@@ -33,16 +33,21 @@ class RecordType(Generic[Row]):
 
     `changes`: the fields that may change once a row is there. Its rows are locked when read; those
     of a table that is only ever inserted into need no lock. Rows are made with `created_at` set to
-    the transaction's time.
+    the transaction's time. `cached_max`: rows that a process remembers, for tables without changes:
+    what cannot change needs no invalidation.
     """
 
-    def __init__(self, table: Table, row: type[Row], *, changes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, table: Table, row: type[Row], *, changes: Sequence[str] = (), cached_max: int = 0
+    ) -> None:
         fields: Sequence[str] = row._fields  # type: ignore[attr-defined]
         columns = [table.c[name] for name in fields]
         if [column.name for column in columns[:2]] != [
             column.name for column in table.primary_key.columns
         ][:2]:
             raise TypeError(f"{table.name}: the key must be its first two columns")
+        if changes and cached_max:
+            raise TypeError(f"{table.name}: rows that change cannot be remembered")
         self.name = table.name
         self.table = table
         self.row = row
@@ -51,6 +56,7 @@ class RecordType(Generic[Row]):
         self.id_field = self.fields[1]
         self.key = tuple(column.name for column in table.primary_key.columns)
         self.changes = tuple(changes)
+        self.cached_max = cached_max
         self.types = tuple(str(column.type.compile(dialect=_DIALECT)) for column in columns)
 
     def __repr__(self) -> str:

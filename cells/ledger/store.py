@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -29,6 +30,10 @@ from cells.ledger.records import (
 )
 from cells.ledger.tables import IDEMPOTENCY
 
+# Rows of tables without changes, as committed, by database: what cannot change is read once.
+_Remembered = dict[RecordType[Any], dict[str, tuple[Any, ...]]]
+_remembered: WeakKeyDictionary[AsyncEngine, _Remembered] = WeakKeyDictionary()
+
 
 async def commit_group(
     engine: AsyncEngine, cell: str, commands: Sequence[Command]
@@ -44,8 +49,9 @@ async def commit_group(
     async with transaction(engine) as driver:
         session, held = await fence(driver, cell, slots)
         book = Book(held.epochs, held.now)
-        await _load(driver, book, _first_keys(commands))
-        await _load(driver, book, _second_keys(commands, book))
+        known = _remembered.setdefault(engine, {})
+        await _load(driver, book, _first_keys(commands), known)
+        await _load(driver, book, _second_keys(commands, book), known)
         outcomes = [decide(book, command) for command in commands]
         if await _write(session, book):
             await commit(driver)
@@ -111,12 +117,15 @@ def _second_keys(commands: Iterable[Command], book: Book) -> Iterable[Key]:
             yield from command.accounts(book)
 
 
-async def _load(driver: Driver, book: Book, keys: Iterable[Key]) -> None:
+async def _load(driver: Driver, book: Book, keys: Iterable[Key], known: _Remembered) -> None:
     """Loads rows into the book, a statement a table, tables in the order they are first named."""
     wanted: dict[RecordType[Any], dict[str, int]] = {}
     for key in keys:
         wanted.setdefault(key.type, {})[key.id] = key.slot
     for record, ids in wanted.items():
+        remembered = known.setdefault(record, {}) if record.cached_max else None
+        if remembered:
+            book.load(record, [remembered[key] for key in ids if key in remembered])
         new = {
             identifier: slot
             for identifier, slot in ids.items()
@@ -127,7 +136,12 @@ async def _load(driver: Driver, book: Book, keys: Iterable[Key]) -> None:
         rows = await driver.fetch(
             load_statement(record), joined(list(new.values())), joined(list(new), "TEXT")
         )
-        book.load(record, map(record.row._make, rows))
+        loaded = [record.row._make(row) for row in rows]
+        book.load(record, loaded)
+        if remembered is not None:
+            if len(remembered) + len(loaded) > record.cached_max:
+                remembered.clear()
+            remembered.update((row[1], row) for row in loaded)
 
 
 async def _write(session: FencedSession, book: Book) -> bool:

@@ -24,6 +24,7 @@ from cells.notifications.rules import (
 )
 from cells.notifications.tables import DELIVERIES, ENDPOINTS, deliveries
 from cells.reading import ReadEngine, fetch, fetch_row
+from cells.replica import staleness_of
 from cells.requests import (
     Checker,
     idempotency_of,
@@ -137,7 +138,9 @@ class NotificationsService(notifications_pb2_grpc.NotificationsServiceServicer):
                 tuple_(deliveries.c.created_at, deliveries.c.delivery_id)
                 < tuple_(literal(start[0]), literal(start[1]))
             )
-        rows = [Delivery(*row) for row in await fetch(self._engine, statement)]
+        rows = [
+            Delivery(*row) for row in await fetch(self._engine, statement, staleness_of(context))
+        ]
         listed = rows[:size]
         more = len(rows) > size
         return pb.ListDeliveriesResponse(

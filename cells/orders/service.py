@@ -15,6 +15,7 @@ from cells.orders.model import Order, OrderState
 from cells.orders.rules import CloseOrder, CreateOrder
 from cells.orders.tables import ORDERS, orders
 from cells.reading import ReadEngine, fetch, fetch_row
+from cells.replica import staleness_of
 from cells.requests import (
     Checker,
     idempotency_of,
@@ -75,7 +76,9 @@ class OrdersService(orders_pb2_grpc.OrdersServiceServicer):
         check = Checker()
         identifier = check.identifier("order_id", request.order_id, Kind.ORDER)
         check.done()
-        order = await fetch_row(self._engine, ORDERS, slot_of_id(identifier), identifier)
+        order = await fetch_row(
+            self._engine, ORDERS, slot_of_id(identifier), identifier, staleness_of(context)
+        )
         if order is None:
             raise not_found(Reason.ORDER_NOT_FOUND, "order")
         return masked(order_message(order), request.read_mask)
@@ -104,7 +107,8 @@ class OrdersService(orders_pb2_grpc.OrdersServiceServicer):
         )
         if start:
             statement = statement.where(orders.c.order_id < start[0])
-        rows = [Order(*row) for row in await fetch(self._engine, statement)]
+        found = await fetch(self._engine, statement, staleness_of(context))
+        rows = [Order(*row) for row in found]
         listed = rows[:size]
         return pb.ListOrdersResponse(
             orders=[order_message(order) for order in listed],

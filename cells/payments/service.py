@@ -20,6 +20,7 @@ from cells.payments.refunding import Refunding
 from cells.payments.rules import Pay, RefundPayment
 from cells.payments.tables import PAYMENTS, REFUNDS, payments
 from cells.reading import ReadEngine, fetch, fetch_row
+from cells.replica import staleness_of
 from cells.requests import (
     Checker,
     idempotency_of,
@@ -151,7 +152,9 @@ class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
         check = Checker()
         identifier = check.identifier("payment_id", request.payment_id, Kind.PAYMENT)
         check.done()
-        payment = await fetch_row(self._engine, PAYMENTS, slot_of_id(identifier), identifier)
+        payment = await fetch_row(
+            self._engine, PAYMENTS, slot_of_id(identifier), identifier, staleness_of(context)
+        )
         if payment is None:
             raise not_found(Reason.PAYMENT_NOT_FOUND, "payment")
         return masked(payment_message(payment), request.read_mask)
@@ -176,7 +179,9 @@ class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
         check = Checker()
         identifier = check.identifier("refund_id", request.refund_id, Kind.REFUND)
         check.done()
-        refund = await fetch_row(self._engine, REFUNDS, slot_of_id(identifier), identifier)
+        refund = await fetch_row(
+            self._engine, REFUNDS, slot_of_id(identifier), identifier, staleness_of(context)
+        )
         if refund is None:
             raise not_found(Reason.REFUND_NOT_FOUND, "refund")
         return masked(refund_message(refund), request.read_mask)
@@ -205,7 +210,9 @@ class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
         )
         if start:
             statement = statement.where(orders.c.order_id < start[0])
-        rows = [Payment(*row) for row in await fetch(self._engine, statement)]
+        rows = [
+            Payment(*row) for row in await fetch(self._engine, statement, staleness_of(context))
+        ]
         listed = rows[:size]
         return pb.ListPaymentsResponse(
             payments=[payment_message(payment) for payment in listed],

@@ -20,6 +20,7 @@ from cells.bulk import Bulk, status_bytes
 from cells.ledger.model import Reason
 from cells.ledger.worker import Lanes
 from cells.reading import ReadEngine, fetch_row
+from cells.replica import staleness_of
 from cells.requests import (
     Checker,
     idempotency_of,
@@ -124,7 +125,9 @@ class TransfersService(transfers_pb2_grpc.TransfersServiceServicer):
         check = Checker()
         identifier = check.identifier("transfer_id", request.transfer_id, Kind.TRANSFER)
         check.done()
-        transfer = await fetch_row(self._engine, TRANSFERS, slot_of_id(identifier), identifier)
+        transfer = await fetch_row(
+            self._engine, TRANSFERS, slot_of_id(identifier), identifier, staleness_of(context)
+        )
         if transfer is None:
             raise not_found(Reason.TRANSFER_NOT_FOUND, "transfer")
         return masked(transfer_message(transfer), request.read_mask)
