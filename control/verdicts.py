@@ -65,7 +65,8 @@ def beat(pulse: Pulse, window: Figures, policy: FailoverPolicy) -> Pulse:
     if seen.samples < policy.samples_min:
         merged = pulse.merged + 1
         if merged >= _WINDOWS_MERGED_MAX:
-            return Pulse()
+            # Few payments, all of them good, still show that a well cell is well.
+            return Pulse(well=pulse.well and seen.ok > 0 and seen.failed == 0)
         return replace(pulse, pending=seen, merged=merged)
     if seen.failure_percent >= policy.failure_percent:
         return Pulse(bad=pulse.bad + 1)
