@@ -136,6 +136,18 @@ def hold_down_s(flaps: int, policy: FailoverPolicy) -> int:
     return min(policy.hold_down_s << min(flaps - 2, 12), _HOLD_DOWN_MAX_S)
 
 
+def still_out(held: Mapping[str, Held], known: Known) -> frozenset[str]:
+    """Cells that were failed over and have not come back: by a restore, or by slots of any other
+    operation while they live."""
+    return frozenset(
+        cell
+        for cell, record in held.items()
+        if record.out
+        and cell in known.declared
+        and not (cell in known.live and cell not in known.waiting and known.slot_map.slots_of(cell))
+    )
+
+
 def barred(
     held: Mapping[str, Held], alive_s: Mapping[str, float], policy: FailoverPolicy
 ) -> dict[str, str]:
@@ -184,8 +196,7 @@ def obstacle(
     if grey and not policy.real_traffic:
         return Obstacle.LEASES_ONLY
     region = known.regions.get(cell, cell)
-    for other, record in held.items():
-        back = other in known.live and other not in known.waiting and known.slot_map.slots_of(other)
-        if record.out and not back and known.regions.get(other, other) != region:
-            return Obstacle.ANOTHER_REGION
+    others = {known.regions.get(other, other) for other in still_out(held, known)}
+    if others - {region}:
+        return Obstacle.ANOTHER_REGION
     return None

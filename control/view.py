@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import structlog
@@ -14,7 +14,7 @@ import structlog
 from control.operations.model import OperationKind
 from control.operations.records import Open
 from control.operations.waves import Figures, Known
-from control.verdicts import FailoverPolicy, Held, barred
+from control.verdicts import FailoverPolicy, Held, barred, still_out
 from router.slotmap import SlotMap
 from router.store.model import (
     CELL_HEALTH_PREFIX,
@@ -76,7 +76,7 @@ class View:
         if self.slot_map is None or self.preferred is None or not self.knows_live:
             return None
         alive_s = {cell: time.monotonic() - since for cell, since in self.live_since.items()}
-        return Known(
+        known = Known(
             self.slot_map,
             self.preferred,
             frozenset(self.declared),
@@ -84,7 +84,6 @@ class View:
             regions=dict(self.declared),
             capacity=dict(self.capacity),
             surge=dict(self.surge),
-            held=frozenset(cell for cell, record in self.held.items() if record.out),
             barred=barred(self.held, alive_s, self.policy),
             waiting=frozenset(
                 cell
@@ -93,6 +92,7 @@ class View:
                 for cell in operation.cells
             ),
         )
+        return replace(known, held=still_out(self.held, known))
 
     def live_for_s(self, cell: str) -> float:
         return time.monotonic() - self.live_since.get(cell, time.monotonic())

@@ -209,7 +209,7 @@ def _refused(wish: Wish, known: Known) -> NoPlan | None:
 def _pieces(wish: Wish, known: Known) -> tuple[Piece, ...]:
     slot_map = known.slot_map
     if wish.kind == OperationKind.REBALANCE:
-        return by_weights(known, wish.weights)
+        return by_weights(known, wish.weights, force=wish.force)
     if wish.kind == OperationKind.RESTORE:
         return tuple(
             piece

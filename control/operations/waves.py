@@ -162,12 +162,16 @@ def _moves(targets: Mapping[int, str], slot_map: SlotMap) -> tuple[Move, ...]:
     return tuple(moves)
 
 
-def by_weights(known: Known, weights: Mapping[str, int]) -> tuple[Piece, ...]:
+def by_weights(
+    known: Known, weights: Mapping[str, int], *, force: bool = False
+) -> tuple[Piece, ...]:
     """The fewest slots to move so that living cells own shares like their weights.
 
-    A cell that is not named weighs 1. Remainders go to the largest fractions, then by name.
+    A cell that is not named weighs 1; one that may not be given anything is left alone. Remainders
+    go to the largest fractions, then by name.
     """
-    names = sorted(set(known.live) & set(known.declared))
+    out = set() if force else set(known.barred)
+    names = sorted(set(known.live) & set(known.declared) - out)
     weight = {name: weights.get(name, 1) for name in names}
     total = sum(weight.values())
     mine = {name: sorted(known.slot_map.slots_of(name)) for name in names}
