@@ -11,6 +11,9 @@ import contextlib
 from collections.abc import AsyncIterator
 
 
+_END_S = 10.0
+
+
 class Proxy:
     def __init__(self, host: str, port: int) -> None:
         self._upstream = (host, port)
@@ -25,7 +28,7 @@ class Proxy:
     def mend(self) -> None:
         """Connections of the bad time are closed; new ones go through."""
         self._whole.set()
-        for writer in self._writers:
+        for writer in list(self._writers):
             writer.close()
 
     @contextlib.asynccontextmanager
@@ -35,8 +38,11 @@ class Proxy:
         try:
             yield self
         finally:
-            self.mend()
             server.close()
+            self.mend()
+            async with asyncio.timeout(_END_S):
+                while self._writers:
+                    await asyncio.sleep(0.01)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)

@@ -76,8 +76,10 @@ def test_cells_that_write_while_controllers_crash(capsys: pytest.CaptureFixture[
             {Step.DONE, Step.ROLLED_BACK},
         ),
         (
-            Explorer(controllers=1, faults=1, asks=2, requests=("pause", "resume", "abort")),
-            {Step.DONE, Step.ABORTED},
+            Explorer(
+                controllers=1, faults=1, asks=2, requests=("pause", "resume", "abort", "rollback")
+            ),
+            {Step.DONE, Step.ABORTED, Step.ROLLED_BACK},
         ),
     ],
     ids=["two controllers", "one that crashes"],
