@@ -127,8 +127,9 @@ class Watchman:
         dead = dead_cells(known, self._view.seen_alive, grace_over=grace_over)
         missing_s = {cell: self._view.missing_for_s(cell) for cell in dead}
         for cell in dead:
+            why = "has gone" if cell in self._view.gone else "lost its lease"
             if missing_s[cell] >= self._confirm_s and await self._fail_over(
-                cell, known, "lost its lease", grey=False
+                cell, known, why, grey=False
             ):
                 return _LOOK_INTERVAL_S
         judgement = grey_cell(self.pulses.by_cell, known, self._view.policy)

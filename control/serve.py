@@ -21,6 +21,7 @@ import uvloop
 from cellpay.control.v1 import control_pb2_grpc, operations_pb2_grpc
 from grpc_health.v1 import health, health_pb2
 
+from control.doors import Doors
 from control.fencing import DATABASE_FAULTS, Fence, make_fence_engine
 from control.health import Watchman
 from control.leader import Leadership
@@ -117,6 +118,7 @@ async def serve(settings: ControllerSettings) -> None:
             group.create_task(view.follow_operations())
             group.create_task(leadership.run())
             group.create_task(watchman.run())
+            group.create_task(Doors(view).run())
             group.create_task(_run_operations(store, view, runner, leadership))
             group.create_task(_announce(health_servicer, view))
     except* _Terminated:

@@ -55,6 +55,8 @@ class View:
     # Cell → since when (monotonic) it has had no lease, or has had one.
     missing_since: dict[str, float] = field(default_factory=dict)
     live_since: dict[str, float] = field(default_factory=dict)
+    # Cells that hold a lease still, and where nothing listens any more.
+    gone: set[str] = field(default_factory=set)
     # What was declared of cells beside their region: absent means no limit.
     capacity: dict[str, int] = field(default_factory=dict)
     surge: dict[str, int] = field(default_factory=dict)
@@ -80,7 +82,7 @@ class View:
             self.slot_map,
             self.preferred,
             frozenset(self.declared),
-            frozenset(self.live),
+            frozenset(self.live) - self.gone,
             regions=dict(self.declared),
             capacity=dict(self.capacity),
             surge=dict(self.surge),
@@ -93,6 +95,16 @@ class View:
             ),
         )
         return replace(known, held=still_out(self.held, known))
+
+    def set_gone(self, cell: str, *, gone: bool) -> None:
+        if gone == (cell in self.gone):
+            return
+        if gone:
+            log.warning("nothing listens where a cell was", cell=cell)
+            self.gone.add(cell)
+        else:
+            self.gone.discard(cell)
+        self._wake()
 
     def live_for_s(self, cell: str) -> float:
         return time.monotonic() - self.live_since.get(cell, time.monotonic())

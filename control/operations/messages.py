@@ -191,7 +191,7 @@ def cell_message(cell: str, view: View, pulses: Pulses) -> pb.Cell:
     pulse = pulses.by_cell.get(cell, Pulse())
     window = pulses.windows.get(cell, Figures())
     health, note = pb.Cell.HEALTH_HEALTHY, ""
-    if live is None:
+    if live is None or cell in view.gone:
         health, note = pb.Cell.HEALTH_DEAD, held.why if held and held.out else ""
     elif held is not None and held.out and not owned:
         health, note = pb.Cell.HEALTH_HELD_OUT, held.why
