@@ -14,6 +14,7 @@ from cells.ledger.model import Command
 from cells.ledger.worker import Lanes
 from router.errors import Refusal, Violation, bad_request
 from router.guard import SlotsHere
+from router.tally import Tally
 
 REQUESTS_MAX = 1000
 
@@ -21,9 +22,10 @@ Request = TypeVar("Request")
 
 
 class Bulk:
-    def __init__(self, lanes: Lanes, here: SlotsHere) -> None:
+    def __init__(self, lanes: Lanes, here: SlotsHere, tally: Tally) -> None:
         self._lanes = lanes
         self._here = here
+        self._tally = tally
 
     async def run(
         self,
@@ -52,7 +54,9 @@ class Bulk:
                 else:
                     commands.append(command)
                     places.append(place)
-            found = await self._lanes.submit_many(commands, timeout_s)
+            found: list[Any] = []
+            with self._tally.many(found, len(commands)):
+                found += await self._lanes.submit_many(commands, timeout_s)
         finally:
             for command in commands:
                 self._here.leave(command.slot)

@@ -34,6 +34,7 @@ from cells.accounts.service import AccountsService
 from cells.bulk import Bulk
 from cells.cell_service import CellService
 from cells.database import make_engine
+from cells.health import Reporter
 from cells.ledger.book import MoneyBroken
 from cells.ledger.worker import Lanes
 from cells.membership import Membership
@@ -55,6 +56,7 @@ from router.guard import GuardedServer, SlotsHere
 from router.logs import configure_logs
 from router.standard import add_standard_services
 from router.store.etcd import connect_etcd
+from router.tally import Tally
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +87,12 @@ _SERVICES = [
         "cell.v1.CellService",
     )
 ]
+# Their failures are the cell's own; a transfer's may be the other cell's.
+_TALLIED = (
+    "cellpay.accounts.v1.AccountsService",
+    "cellpay.orders.v1.OrdersService",
+    "cellpay.payments.v1.PaymentsService",
+)
 _GRACE_S = 2.0
 
 
@@ -108,6 +116,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
     lane_engine, read_engine = _engines(settings)
     lanes = Lanes(lane_engine, settings.cell, settings.lanes)
     store = connect_etcd(settings.etcd)
+    tally = Tally()
     # A cell is called itself, so it does not retry: recovery and its own callers do (pitfall 24).
     inner = CallPolicy(retries=False, timeout_s=settings.transfers.branch_call_timeout_s)
     async with connect(settings.xds_bootstrap, policy=inner, fallback=settings.tls) as mesh:
@@ -117,9 +126,11 @@ async def serve(settings: CellSettings, role: Role) -> None:
         recovery = Recovery(read_engine, here, coordinator, refunding, settings.transfers)
         settlement = Settlement(lanes, read_engine, here, coordinator, settings.settlement)
         health_servicer = health.aio.HealthServicer()
-        services = _services(lanes, read_engine, here, coordinator, refunding, recovery, settings)
+        services = _services(
+            lanes, read_engine, here, tally, coordinator, refunding, recovery, settings
+        )
         listen = settings.listen if role.is_first else _any_port(settings.listen)
-        servers, address = _listen(settings, listen, here, health_servicer, services)
+        servers, address = _listen(settings, listen, here, tally, health_servicer, services)
         # By default it says SERVING from the start; `_announce` says when that is true.
         await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         for server in servers:
@@ -147,6 +158,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
                     group.create_task(read_engine.replica.run())
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
+                group.create_task(Reporter(store, settings, tally).run())
                 group.create_task(_until_terminated(servers, membership, workers, health_servicer))
                 if role.is_first:
                     group.create_task(membership.keep_lease())
@@ -188,6 +200,7 @@ def _listen(
     settings: CellSettings,
     listen: str,
     here: SlotsHere,
+    tally: Tally,
     health_servicer: Any,
     services: list[tuple[Callable[..., None], Any]],
 ) -> tuple[list[grpc.aio.Server], str]:
@@ -195,7 +208,7 @@ def _listen(
     servers = []
     address = listen
     for _ in range(settings.servers):
-        server = _server(here, health_servicer, services)
+        server = _server(here, tally, health_servicer, services)
         port = server.add_secure_port(address, settings.tls.server_credentials())
         address = f"{listen.rpartition(':')[0]}:{port}"
         servers.append(server)
@@ -215,13 +228,14 @@ def _services(
     lanes: Lanes,
     engine: ReadEngine,
     here: SlotsHere,
+    tally: Tally,
     coordinator: Coordinator,
     refunding: Refunding,
     recovery: Recovery,
     settings: CellSettings,
 ) -> list[tuple[Callable[..., None], Any]]:
     """Each service with the generated function that adds it to a server."""
-    bulk = Bulk(lanes, here)
+    bulk = Bulk(lanes, here, tally)
     notifications = NotificationsService(lanes, engine, bulk, allow_private=settings.development)
     return [
         (
@@ -251,10 +265,13 @@ def _services(
 
 
 def _server(
-    here: SlotsHere, health_servicer: Any, services: list[tuple[Callable[..., None], Any]]
+    here: SlotsHere,
+    tally: Tally,
+    health_servicer: Any,
+    services: list[tuple[Callable[..., None], Any]],
 ) -> grpc.aio.Server:
     server = grpc.aio.server(options=_OPTIONS)
-    guarded = GuardedServer(server, here, _CALLERS)
+    guarded = GuardedServer(server, here, _CALLERS, tallies=dict.fromkeys(_TALLIED, tally))
     for add, service in services:
         add(service, guarded)
     add_standard_services(server, health_servicer, _SERVICES)

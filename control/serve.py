@@ -8,6 +8,7 @@ Every controller serves xDS and reads; the leader runs operations and the automa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import sys
@@ -17,17 +18,20 @@ from typing import Any
 import grpc
 import structlog
 import uvloop
-from cellpay.control.v1 import control_pb2_grpc
+from cellpay.control.v1 import control_pb2_grpc, operations_pb2_grpc
 from grpc_health.v1 import health, health_pb2
 
+from control.doors import Doors
 from control.fencing import DATABASE_FAULTS, Fence, make_fence_engine
 from control.health import Watchman
 from control.leader import Leadership
 from control.operations.cells import GrpcCellCalls
+from control.operations.model import Step
 from control.operations.runner import Runner
 from control.service import ControlService, store_refusal
 from control.settings import ControllerSettings, read_settings
 from control.slotmap import seed_slot_map
+from control.verdicts import FailoverPolicy
 from control.view import View
 from control.xds.server import XdsServer
 from control.xds.translate import Topology, read_edge_lua
@@ -50,10 +54,13 @@ log = structlog.get_logger(__name__)
 
 _SERVICES = [
     "cellpay.control.v1.ControlService",
+    "cellpay.control.v1.OperationsService",
     "envoy.service.discovery.v3.AggregatedDiscoveryService",
 ]
 _RETRY_S = 0.5
 _GRACE_S = 1.0
+# How often operations that wait are looked at: is there head-room by now?
+_WAITING_INTERVAL_S = 0.5
 
 
 class _Terminated(Exception):
@@ -77,7 +84,7 @@ async def serve(settings: ControllerSettings) -> None:
     view.on_change = publish
     leadership = Leadership(store, settings.name, settings.leader_ttl_s)
     calls = GrpcCellCalls(view.addresses_of, tls)
-    runner = Runner(store, fence, calls)
+    runner = Runner(store, fence, calls, known=view.known, figures=view.figures_of)
     watchman = Watchman(
         store,
         view,
@@ -91,7 +98,9 @@ async def serve(settings: ControllerSettings) -> None:
     guarded: Any = GuardedServer(
         server, SlotsHere(settings.name), faults={StoreUnavailable: store_refusal}
     )
-    control_pb2_grpc.add_ControlServiceServicer_to_server(ControlService(store, view, xds), guarded)
+    control = ControlService(store, view, xds, watchman.pulses)
+    control_pb2_grpc.add_ControlServiceServicer_to_server(control, guarded)
+    operations_pb2_grpc.add_OperationsServiceServicer_to_server(control.operations(), guarded)
     xds.add_to_server(server)
     add_standard_services(server, health_servicer, _SERVICES)
     server.add_secure_port(settings.listen, tls.server_credentials())
@@ -106,9 +115,11 @@ async def serve(settings: ControllerSettings) -> None:
             group.create_task(view.follow_map())
             group.create_task(view.follow_declared())
             group.create_task(view.follow_live())
+            group.create_task(view.follow_operations())
             group.create_task(leadership.run())
             group.create_task(watchman.run())
-            group.create_task(_run_operations(store, runner, leadership))
+            group.create_task(Doors(view).run())
+            group.create_task(_run_operations(store, view, runner, leadership))
             group.create_task(_announce(health_servicer, view))
     except* _Terminated:
         log.info("the controller stops")
@@ -131,7 +142,7 @@ async def _seed(store: Store, fence: Fence, settings: ControllerSettings) -> Non
             for cell, region in settings.cells.items():
                 key = DECLARED_CELLS_PREFIX + cell
                 await store.commit(expect={key: 0}, puts={key: json.dumps({"region": region})})
-            policy = json.dumps({"automatic": settings.automatic_failover})
+            policy = FailoverPolicy(settings.automatic_failover).to_json()
             await store.commit(expect={FAILOVER_POLICY_KEY: 0}, puts={FAILOVER_POLICY_KEY: policy})
             return
         except StoreUnavailable as error:
@@ -141,7 +152,7 @@ async def _seed(store: Store, fence: Fence, settings: ControllerSettings) -> Non
         await asyncio.sleep(_RETRY_S)
 
 
-async def _run_operations(store: Store, runner: Runner, leadership: Leadership) -> None:
+async def _run_operations(store: Store, view: View, runner: Runner, leadership: Leadership) -> None:
     """Runs what is to be run while this controller leads; resumes what another one left.
 
     Level-triggered: each piece of news only makes the worker look at what is true now.
@@ -163,10 +174,19 @@ async def _run_operations(store: Store, runner: Runner, leadership: Leadership) 
 
     async def work() -> None:
         while True:
-            await news.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_WAITING_INTERVAL_S):
+                    await news.wait()
             news.clear()
-            if running and leadership.leads:
+            if not leadership.leads:
+                continue
+            if running:
                 await runner.run(running)
+                continue
+            # The oldest first; one that finds head-room is under way and stops the others.
+            for operation_id, rests in sorted(view.open_operations.items()):
+                if rests.step == Step.WAITING:
+                    await runner.run(operation_id)
 
     async with asyncio.TaskGroup() as group:
         group.create_task(watch())

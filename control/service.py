@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -11,19 +10,29 @@ from typing import Any, TypeVar
 import grpc
 from cellpay.control.v1 import control_pb2 as pb
 from cellpay.control.v1 import control_pb2_grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from control.audit import audit_put, audit_record, list_audit, record_denial
-from control.health import automatic_failover_is_on
-from control.operations.model import Operation, OperationKind
-from control.operations.service import start_operation
-from control.operations.steps import Wish
+from control.health import Pulses, read_policy
+from control.operations.api import OperationsService
+from control.operations.messages import (
+    cell_message,
+    detail_of,
+    gate_of,
+    kind_name,
+    operation_message,
+    policy_message,
+    policy_of,
+    range_message,
+    timestamp,
+    wish_of,
+)
+from control.operations.model import Operation
+from control.operations.service import read_operation, start_operation
+from control.verdicts import FailoverPolicy
 from control.view import View
 from control.xds.server import XdsServer
 from router.errors import Refusal, Violation, bad_request
 from router.identity import Caller, caller_of
-from router.slotmap import Owned
-from router.slots import SLOT_COUNT, SlotRange
 from router.store.model import (
     FAILOVER_POLICY_KEY,
     OPERATIONS_PREFIX,
@@ -35,12 +44,6 @@ T = TypeVar("T")
 
 _READERS = frozenset({"operator", "service", "cell", "controller", "edge"})
 _WRITERS = frozenset({"operator"})
-_KINDS = {
-    pb.Operation.KIND_FAILOVER: OperationKind.FAILOVER,
-    pb.Operation.KIND_DRAIN: OperationKind.DRAIN,
-    pb.Operation.KIND_RESTORE: OperationKind.RESTORE,
-    pb.Operation.KIND_MOVE: OperationKind.MOVE,
-}
 _NOT_ALLOWED = "CALLER_NOT_ALLOWED"
 _REASON_CHARACTERS_MAX = 512
 _PAGE_SIZE_DEFAULT = 50
@@ -48,17 +51,24 @@ _PAGE_SIZE_MAX = 500
 
 
 class ControlService(control_pb2_grpc.ControlServiceServicer):
-    def __init__(self, store: Store, view: View, xds: XdsServer) -> None:
+    def __init__(
+        self, store: Store, view: View, xds: XdsServer, pulses: Pulses | None = None
+    ) -> None:
         self._store = store
         self._view = view
         self._xds = xds
+        self._pulses = pulses or Pulses()
+
+    def operations(self) -> OperationsService:
+        """Its sibling, which asks this one who may do what."""
+        return OperationsService(self._store, self._view, self._operator, _reader)
 
     async def GetSlotMap(self, request: pb.GetSlotMapRequest, context: Any) -> pb.SlotMap:
         _reader(context)
         if self._view.slot_map is None:
             raise _not_ready()
         return pb.SlotMap(
-            ranges=[_range(owned) for owned in self._view.slot_map.ranges],
+            ranges=[range_message(owned) for owned in self._view.slot_map.ranges],
             revision=self._view.revision,
         )
 
@@ -66,44 +76,34 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         _reader(context)
         if self._view.slot_map is None:
             raise _not_ready()
-        cells = []
-        for cell, region in sorted(self._view.declared.items()):
-            live = self._view.live.get(cell)
-            cells.append(
-                pb.Cell(
-                    cell=cell,
-                    region=region,
-                    health=pb.Cell.HEALTH_HEALTHY if live else pb.Cell.HEALTH_DEAD,
-                    address=live.addresses[0] if live else "",
-                    slots=[_range(owned) for owned in self._view.slot_map.owned_by(cell)],
-                )
-            )
-        return pb.ListCellsResponse(cells=cells)
+        return pb.ListCellsResponse(
+            cells=[
+                cell_message(cell, self._view, self._pulses) for cell in sorted(self._view.declared)
+            ]
+        )
 
     async def StartOperation(self, request: pb.StartOperationRequest, context: Any) -> pb.Operation:
-        # The wire may bring a kind that this version does not know.
-        action = f"operation.{_KINDS.get(request.kind, 'unknown')}"
-        detail = request.cell or f"slots {request.first}-{request.last}"
-        async with self._operator(context, action, detail, request.reason) as actor:
-            wish = _wish(request)
+        action = f"operation.{kind_name(request.kind)}"
+        async with self._operator(context, action, detail_of(request), request.reason) as actor:
             known = self._view.known()
             if known is None:
                 raise _not_ready()
+            wish = wish_of(request, known.regions)
             operation = await start_operation(
-                self._store, known, self._view.revision, wish, actor, request.reason
+                self._store,
+                known,
+                self._view.revision,
+                wish,
+                actor,
+                request.reason,
+                gate=gate_of(request, wish),
             )
         return operation_message(operation)
 
     async def GetOperation(self, request: pb.GetOperationRequest, context: Any) -> pb.Operation:
         _reader(context)
-        item = await self._store.get(OPERATIONS_PREFIX + request.operation_id)
-        if item is None or not request.operation_id:
-            raise Refusal(
-                grpc.StatusCode.NOT_FOUND,
-                "OPERATION_NOT_FOUND",
-                f"there is no operation {request.operation_id[:64]!r}",
-            )
-        return operation_message(Operation.from_json(item.value))
+        operation, _ = await read_operation(self._store, request.operation_id)
+        return operation_message(operation)
 
     async def ListOperations(
         self, request: pb.ListOperationsRequest, context: Any
@@ -122,7 +122,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         self, request: pb.GetFailoverPolicyRequest, context: Any
     ) -> pb.FailoverPolicy:
         _reader(context)
-        return pb.FailoverPolicy(automatic=await automatic_failover_is_on(self._store))
+        return policy_message(await read_policy(self._store))
 
     async def SetFailoverPolicy(
         self, request: pb.SetFailoverPolicyRequest, context: Any
@@ -130,11 +130,21 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         detail = f"automatic={request.policy.automatic}"
         action = "policy.failover"
         async with self._operator(context, action, detail, request.reason) as actor:
-            record = audit_record(actor, action, detail, request.reason)
-            policy = json.dumps({"automatic": request.policy.automatic})
-            puts = {FAILOVER_POLICY_KEY: policy, **audit_put(record)}
-            await self._store.commit(expect={}, puts=puts)
-        return request.policy
+            item = await self._store.get(FAILOVER_POLICY_KEY)
+            before = FailoverPolicy.from_json(item.value) if item else FailoverPolicy()
+            policy = policy_of(request.policy, before)
+            record = audit_record(actor, action, policy.to_json(), request.reason)
+            stored = await self._store.commit(
+                expect={FAILOVER_POLICY_KEY: item.revision if item else 0},
+                puts={FAILOVER_POLICY_KEY: policy.to_json(), **audit_put(record)},
+            )
+            if stored is None:
+                raise Refusal(
+                    grpc.StatusCode.ABORTED,
+                    "POLICY_CHANGED",
+                    "somebody changed the policy meanwhile; look at it, then try again",
+                )
+        return policy_message(policy)
 
     async def ListAuditRecords(
         self, request: pb.ListAuditRecordsRequest, context: Any
@@ -148,7 +158,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             records=[
                 pb.AuditRecord(
                     audit_id=record.audit_id,
-                    time=_timestamp(record.time_ms),
+                    time=timestamp(record.time_ms),
                     actor=record.actor,
                     action=record.action,
                     detail=record.detail,
@@ -233,27 +243,6 @@ def store_refusal(error: StoreUnavailable) -> Refusal:
     )
 
 
-def _wish(request: pb.StartOperationRequest) -> Wish:
-    violations = []
-    kind = _KINDS.get(request.kind)
-    if kind is None:
-        violations.append(Violation("kind", "must be failover, drain, restore or move"))
-    slots = None
-    if kind == OperationKind.MOVE:
-        if not 0 <= request.first <= request.last < SLOT_COUNT:
-            violations.append(Violation("first", f"first..last must lie in 0..{SLOT_COUNT - 1}"))
-        if not request.target:
-            violations.append(Violation("target", "a move needs a target"))
-        slots = SlotRange(request.first, request.last)
-    elif not request.cell:
-        violations.append(Violation("cell", "must name a cell"))
-    if violations or kind is None:
-        raise bad_request(violations)
-    cell = "" if kind == OperationKind.MOVE else request.cell
-    target = "" if kind == OperationKind.RESTORE else request.target
-    return Wish(kind, cell, target, slots)
-
-
 def _page(
     items: Sequence[T], size: int, token: str, key: Callable[[T], str]
 ) -> tuple[list[T], str]:
@@ -271,33 +260,3 @@ def _page(
     page = rest[:size]
     more = len(rest) > size
     return page, base64.urlsafe_b64encode(key(page[-1]).encode()).decode() if more else ""
-
-
-def _range(owned: Owned) -> pb.SlotMap.Range:
-    return pb.SlotMap.Range(first=owned.first, last=owned.last, cell=owned.cell, epoch=owned.epoch)
-
-
-def _timestamp(time_ms: int) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromMilliseconds(time_ms)
-    return stamp
-
-
-def operation_message(operation: Operation) -> pb.Operation:
-    return pb.Operation(
-        operation_id=operation.operation_id,
-        kind=pb.Operation.Kind.Value(f"KIND_{operation.kind.upper()}"),
-        step=pb.Operation.Step.Value(f"STEP_{operation.step.upper()}"),
-        cell=operation.cell,
-        moves=[pb.Operation.Move(**move._asdict()) for move in operation.moves],
-        actor=operation.actor,
-        reason=operation.reason,
-        history=[
-            pb.Operation.StepRecord(
-                step=pb.Operation.Step.Value(f"STEP_{record.step.upper()}"),
-                time=_timestamp(record.time_ms),
-                note=record.note,
-            )
-            for record in operation.history
-        ],
-    )

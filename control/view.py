@@ -6,16 +6,23 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import structlog
 
-from control.operations.steps import Known
+from control.operations.model import OperationKind
+from control.operations.records import Open
+from control.operations.waves import Figures, Known
+from control.verdicts import FailoverPolicy, Held, barred, still_out
 from router.slotmap import SlotMap
 from router.store.model import (
+    CELL_HEALTH_PREFIX,
     DECLARED_CELLS_PREFIX,
+    FAILOVER_POLICY_KEY,
+    HELD_CELLS_PREFIX,
     LIVE_CELLS_PREFIX,
+    OPEN_OPERATIONS_PREFIX,
     PREFERRED_SLOT_MAP_KEY,
     SLOT_MAP_KEY,
     Store,
@@ -45,8 +52,22 @@ class View:
     # False until the first listing: to publish before it would tell clients that all are dead.
     knows_live: bool = False
     seen_alive: set[str] = field(default_factory=set)
-    # Cell → since when (monotonic) it has had no lease.
+    # Cell → since when (monotonic) it has had no lease, or has had one.
     missing_since: dict[str, float] = field(default_factory=dict)
+    live_since: dict[str, float] = field(default_factory=dict)
+    # Cells that hold a lease still, and where nothing listens any more.
+    gone: set[str] = field(default_factory=set)
+    # What was declared of cells beside their region: absent means no limit.
+    capacity: dict[str, int] = field(default_factory=dict)
+    surge: dict[str, int] = field(default_factory=dict)
+    held: dict[str, Held] = field(default_factory=dict)
+    policy: FailoverPolicy = field(default_factory=FailoverPolicy)
+    # Operations that wait or are paused.
+    open_operations: dict[str, Open] = field(default_factory=dict)
+    # How payments fare, by cell: all that was heard since this controller started.
+    figures: dict[str, Figures] = field(default_factory=dict)
+    # The last word of each process that ever was: one that comes back goes on from there.
+    _processes: dict[str, Figures] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def addresses_of(self, cell: str) -> Sequence[str]:
@@ -56,7 +77,40 @@ class View:
     def known(self) -> Known | None:
         if self.slot_map is None or self.preferred is None or not self.knows_live:
             return None
-        return Known(self.slot_map, self.preferred, frozenset(self.declared), frozenset(self.live))
+        alive_s = {cell: time.monotonic() - since for cell, since in self.live_since.items()}
+        known = Known(
+            self.slot_map,
+            self.preferred,
+            frozenset(self.declared),
+            frozenset(self.live) - self.gone,
+            regions=dict(self.declared),
+            capacity=dict(self.capacity),
+            surge=dict(self.surge),
+            barred=barred(self.held, alive_s, self.policy),
+            waiting=frozenset(
+                cell
+                for operation in self.open_operations.values()
+                if operation.kind == OperationKind.FAILOVER
+                for cell in operation.cells
+            ),
+        )
+        return replace(known, held=still_out(self.held, known))
+
+    def set_gone(self, cell: str, *, gone: bool) -> None:
+        if gone == (cell in self.gone):
+            return
+        if gone:
+            log.warning("nothing listens where a cell was", cell=cell)
+            self.gone.add(cell)
+        else:
+            self.gone.discard(cell)
+        self._wake()
+
+    def live_for_s(self, cell: str) -> float:
+        return time.monotonic() - self.live_since.get(cell, time.monotonic())
+
+    def figures_of(self, cell: str) -> Figures:
+        return self.figures.get(cell, Figures())
 
     async def follow_map(self) -> None:
         async for listing in self.store.watch(SLOT_MAP_KEY):
@@ -71,10 +125,15 @@ class View:
 
     async def follow_declared(self) -> None:
         async for listing in self.store.watch(DECLARED_CELLS_PREFIX):
-            self.declared = {
-                key.removeprefix(DECLARED_CELLS_PREFIX): json.loads(item.value)["region"]
+            documents = {
+                key.removeprefix(DECLARED_CELLS_PREFIX): json.loads(item.value)
                 for key, item in listing.items.items()
             }
+            # A removed cell's record stays, so that no controller's settings declare it anew.
+            documents = {cell: it for cell, it in documents.items() if not it.get("removed")}
+            self.declared = {cell: it["region"] for cell, it in documents.items()}
+            self.capacity = {c: it["capacity"] for c, it in documents.items() if it.get("capacity")}
+            self.surge = {c: it["surge"] for c, it in documents.items() if it.get("surge")}
             self._tell()
 
     async def follow_live(self) -> None:
@@ -89,9 +148,56 @@ class View:
             for cell in before - set(self.live):
                 log.warning("a cell lost its lease", cell=cell)
                 self.missing_since[cell] = time.monotonic()
+                self.live_since.pop(cell, None)
             for cell in self.live:
                 self.missing_since.pop(cell, None)
+                self.live_since.setdefault(cell, time.monotonic())
             self._tell()
+
+    async def follow_operations(self) -> None:
+        """What operations and the automatic failover go by, beside the map and the leases."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_held())
+            group.create_task(self._follow_policy())
+            group.create_task(self._follow_open())
+            group.create_task(self._follow_health())
+
+    async def _follow_held(self) -> None:
+        async for listing in self.store.watch(HELD_CELLS_PREFIX):
+            self.held = {
+                key.removeprefix(HELD_CELLS_PREFIX): Held.from_json(item.value)
+                for key, item in listing.items.items()
+            }
+            self._wake()
+
+    async def _follow_policy(self) -> None:
+        async for listing in self.store.watch(FAILOVER_POLICY_KEY):
+            item = listing.items.get(FAILOVER_POLICY_KEY)
+            if item is not None:
+                self.policy = FailoverPolicy.from_json(item.value)
+                self._wake()
+
+    async def _follow_open(self) -> None:
+        async for listing in self.store.watch(OPEN_OPERATIONS_PREFIX):
+            self.open_operations = {
+                key.removeprefix(OPEN_OPERATIONS_PREFIX): Open.from_json(item.value)
+                for key, item in listing.items.items()
+            }
+            self._wake()
+
+    async def _follow_health(self) -> None:
+        first = True
+        async for listing in self.store.watch(CELL_HEALTH_PREFIX):
+            for key, item in listing.items.items():
+                document = json.loads(item.value)
+                now = Figures(document["ok"], document["failed"], tuple(document["buckets"]))
+                cell = key.removeprefix(CELL_HEALTH_PREFIX).partition("/")[0]
+                # What was counted before this controller listened is no news.
+                before = self._processes.get(key, now if first else Figures())
+                self.figures[cell] = self.figures_of(cell).plus(now.minus(before))
+                self._processes[key] = now
+            # Nobody is woken: figures are looked at by the clock.
+            first = False
 
     def missing_for_s(self, cell: str) -> float:
         since = self.missing_since.get(cell)
@@ -99,5 +205,8 @@ class View:
 
     def _tell(self) -> None:
         self.on_change()
+        self._wake()
+
+    def _wake(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()

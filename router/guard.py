@@ -28,6 +28,7 @@ from router.home import SlotFinder, find_method, home_field, is_bulk, slot_finde
 from router.identity import caller_of
 from router.slotmap import SlotMap
 from router.slots import SLOT_COUNT, SlotRange
+from router.tally import Tally
 
 log = structlog.get_logger(__name__)
 
@@ -193,15 +194,18 @@ class GuardedServer:
         here: SlotsHere,
         callers: Mapping[str, Sequence[str]] | None = None,
         faults: Mapping[type[Exception], Callable[[Any], Refusal]] | None = None,
+        tallies: Mapping[str, Tally] | None = None,
     ) -> None:
         """`callers`: full service name → the only kinds of caller (SPIFFE path) that may call.
 
         `faults`: exceptions of outside systems → what the caller hears of them.
+        `tallies`: full service name → where its calls are counted.
         """
         self._server = server
         self._here = here
         self._callers = dict(callers or {})
         self._faults = dict(faults or {})
+        self._tallies = dict(tallies or {})
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Generated code registers twice; the handlers below are the guarded ones."""
@@ -226,7 +230,12 @@ class GuardedServer:
         finder = slot_finder(method.input_type) if method else None
         field = home_field(method.input_type) if method else None
         behaviour = handler.stream_stream or handler.unary_unary
-        if finder is not None and not is_bulk(method.input_type):
+        bulk = method is not None and is_bulk(method.input_type)
+        if service in self._tallies and not bulk and not handler.request_streaming:
+            # Within the guard: what is parked while its slot moves does not count as slow.
+            # Bulk has an outcome for each of its many, and counts them itself.
+            behaviour = self._tallies[service].watch(behaviour)
+        if finder is not None and not bulk:
             behaviour = _at_home(self._here, finder, field or "", behaviour)
         behaviour = _answering(
             f"{service}/{name}", self._callers.get(service), self._faults, behaviour

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cells.verification.auditor import audit
 from cells.verification.model import Report, lines
+from control.cellctl import operate
 from control.cellctl.load import (
     Loader,
     LoadReport,
@@ -28,10 +29,8 @@ from control.cellctl.show import (
     errors,
     operation_document,
     print_json,
-    range_text,
     show_load,
     show_operation,
-    step_name,
     table,
 )
 from control.cellctl.status import show_status, status_document
@@ -41,19 +40,14 @@ from control.mesh.options import MeshOptions
 from control.slotmap import read_slot_map
 from router.client import CallPolicy
 from router.errors import Refusal, details_of
-from router.slots import parse_range, slot_of_user
+from router.slots import slot_of_user
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
 DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 REASON = Annotated[str, typer.Option("--reason", help="Why; kept in the audit log.")]
-TARGET = Annotated[str, typer.Option("--to", help="The cell that takes over; spread if not given.")]
-WAIT = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the operation to its end.")]
 DEFAULT_DATA = Path(".cellpay")
-
-_ENDED = (pb.Operation.STEP_DONE, pb.Operation.STEP_FAILED)
-_POLL_S = 0.05
 
 
 @app.command()
@@ -93,45 +87,7 @@ def status(data: DATA = DEFAULT_DATA, as_json: JSON = False) -> None:
         show_status(document)
 
 
-@app.command()
-def failover(
-    cell: str, reason: REASON, data: DATA = DEFAULT_DATA, to: TARGET = "", wait: WAIT = True
-) -> None:
-    """Takes all slots from a cell, dead or alive, and gives them to others."""
-    _operate(data, wait, kind=pb.Operation.KIND_FAILOVER, cell=cell, target=to, reason=reason)
-
-
-@app.command()
-def drain(
-    cell: str, reason: REASON, data: DATA = DEFAULT_DATA, to: TARGET = "", wait: WAIT = True
-) -> None:
-    """Moves all slots off a living cell, for maintenance."""
-    _operate(data, wait, kind=pb.Operation.KIND_DRAIN, cell=cell, target=to, reason=reason)
-
-
-@app.command()
-def restore(cell: str, reason: REASON, data: DATA = DEFAULT_DATA, wait: WAIT = True) -> None:
-    """Gives a cell back the slots that were its own at the start."""
-    _operate(data, wait, kind=pb.Operation.KIND_RESTORE, cell=cell, reason=reason)
-
-
-@app.command()
-def move(
-    slots: Annotated[str, typer.Option(help="A slot or a range: 7 or 0-340.")],
-    to: Annotated[str, typer.Option("--to", help="The cell that takes them.")],
-    reason: REASON,
-    data: DATA = DEFAULT_DATA,
-    wait: WAIT = True,
-) -> None:
-    """Moves slots to a cell."""
-    try:
-        piece = parse_range(slots)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--slots") from None
-    _operate(
-        data, wait, kind=pb.Operation.KIND_MOVE, target=to, first=piece.first, last=piece.last,
-        reason=reason,
-    )  # fmt: skip
+operate.register(app)
 
 
 @app.command()
@@ -290,34 +246,6 @@ def demo(
     from control.cellctl.demo import run_demo
 
     if not run_demo(data):
-        raise typer.Exit(1)
-
-
-def _operate(data: Path, wait: bool, **fields: Any) -> None:
-    async def run() -> pb.Operation:
-        async with Session.open(data).control() as control:
-            operation = await control.StartOperation(pb.StartOperationRequest(**fields), timeout=10)
-            seen = 0
-            while True:
-                for record in operation.history[seen:]:
-                    console.print(
-                        f"{record.time.ToJsonString()}  {step_name(record.step)}  {record.note}"
-                    )
-                seen = len(operation.history)
-                if not wait or operation.step in _ENDED:
-                    return operation
-                await asyncio.sleep(_POLL_S)
-                operation = await control.GetOperation(
-                    pb.GetOperationRequest(operation_id=operation.operation_id), timeout=10
-                )
-
-    operation = _run(run())
-    moved = ", ".join(
-        f"{range_text(item.first, item.last)} {item.source}→{item.target}"
-        for item in operation.moves
-    )
-    console.print(f"{operation.operation_id}: {step_name(operation.step)}; {moved}")
-    if operation.step == pb.Operation.STEP_FAILED:
         raise typer.Exit(1)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cellpay.control.v1 import control_pb2 as pb
+from cellpay.control.v1 import operations_pb2
 from iso4217 import Currency
 from rich.console import Console
 from rich.table import Table
@@ -49,7 +50,11 @@ def operation_document(operation: pb.Operation) -> dict[str, Any]:
         "operation_id": operation.operation_id,
         "kind": pb.Operation.Kind.Name(operation.kind).removeprefix("KIND_").lower(),
         "step": step_name(operation.step),
-        "cell": operation.cell,
+        "cell": operation.cell or " ".join(operation.cells),
+        "wave": operation.wave,
+        "waiting": sum(piece.last - piece.first + 1 for piece in operation.rest),
+        "undoes": operation.undoes,
+        "undone_by": operation.undone_by,
         "actor": operation.actor,
         "reason": operation.reason,
         "moves": [
@@ -86,8 +91,30 @@ def show_operation(operation: pb.Operation) -> None:
         console.print(
             f"  slots {move['slots']}: {move['source']} → {move['target']}, epoch {move['epoch']}"
         )
+    if document["waiting"]:
+        console.print(f"  {document['waiting']} slots are not moved yet")
     for record in document["history"]:
         console.print(f"  {record['time']}  {record['step']:<10} {record['note']}")
+
+
+def show_plan(plan: operations_pb2.OperationPlan) -> None:
+    for piece in plan.pieces:
+        console.print(
+            f"  slots {range_text(piece.first, piece.last)}: {piece.source} → "
+            f"{piece.target or 'whoever has head-room'}"
+        )
+    first = sum(move.last - move.first + 1 for move in plan.first_wave)
+    total = sum(piece.last - piece.first + 1 for piece in plan.pieces)
+    console.print(f"{total} slots; {first} in the first wave; {plan.waiting} would wait")
+    table(
+        "after the first wave",
+        ("cell", "slots now", "slots then", "capacity"),
+        [
+            (load.cell, load.slots_now, load.slots_then, load.capacity or "unlimited")
+            for load in plan.loads
+        ],
+    )
+    console.print("nothing was changed")
 
 
 def show_load(report: LoadReport, side_file: str) -> None:

@@ -46,6 +46,10 @@ async def status_document(data: Path) -> dict[str, Any]:
             "region": cell.region,
             "health": pb.Cell.Health.Name(cell.health).removeprefix("HEALTH_").lower(),
             "address": cell.address,
+            "capacity": cell.capacity,
+            "failure_percent": round(cell.failure_percent, 1),
+            "p99_ms": cell.p99_ms,
+            "note": cell.note,
             "slots": sum(piece.last - piece.first + 1 for piece in cell.slots),
             "ranges": [
                 {"slots": range_text(piece.first, piece.last), "epoch": piece.epoch}
@@ -73,6 +77,11 @@ def _cause(error: Exception) -> str:
     return str(error)
 
 
+def _health(item: dict[str, Any]) -> str:
+    note = f" ({item['note']})" if item["note"] else ""
+    return f"{item['health'].replace('_', ' ')}{note}"
+
+
 def show_status(document: dict[str, Any]) -> None:
     table(
         "processes",
@@ -89,9 +98,11 @@ def show_status(document: dict[str, Any]) -> None:
         return
     table(
         "cells",
-        ("cell", "region", "health", "address", "slots", "ranges (epoch)"),
+        ("cell", "region", "health", "address", "slots", "capacity", "failed %", "p99 ms",
+         "ranges (epoch)"),
         [
-            (item["cell"], item["region"], item["health"], item["address"] or "-", item["slots"],
+            (item["cell"], item["region"], _health(item), item["address"] or "-", item["slots"],
+             item["capacity"] or "-", item["failure_percent"], item["p99_ms"] or "-",
              ", ".join(f"{piece['slots']} ({piece['epoch']})" for piece in item["ranges"]) or "-")
             for item in document["cells"]
         ],

@@ -2,7 +2,8 @@
 
 Each step is done first and recorded after, and doing it twice is doing it once: drain and recover
 are repeatable, the fence skips what is fenced, and publishing is one compare-and-set of the slot
-map together with the operation's own record.
+map together with the operation's own record. A wave is planned from the map that the same
+compare-and-set expects.
 """
 
 from __future__ import annotations
@@ -11,18 +12,30 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
+from control.audit import audit_put, audit_record, new_id
 from control.fencing import FenceConflict
-from control.operations.model import ENDED, Operation, Step
-from control.operations.steps import Action, next_action
+from control.operations.closing import closing
+from control.operations.model import (
+    GRANTED,
+    Operation,
+    OperationKind,
+    Request,
+    Step,
+    StepRecord,
+    slot_count,
+)
+from control.operations.records import Change, changed, handed_over
+from control.operations.steps import Action, NoPlan, Plan, next_action, undo
+from control.operations.waves import Figures, Known, Verdict, judge, onward
 from router.slotmap import Move, SlotMap, StaleMove
 from router.slots import SlotRange
 from router.store.model import (
     OPERATIONS_PREFIX,
-    RUNNING_OPERATION_KEY,
     SLOT_MAP_KEY,
     Item,
     Store,
@@ -36,6 +49,10 @@ _RECOVER_WAIT_S = 0.25
 # The next failover waits for this one: a target that has died too must not hold it up.
 _RECOVER_UNANSWERED_MAX = 3
 _RECOVER_BUDGET_S = 10.0
+# Between two waves that short head-room makes: a target warms up before more comes.
+_WAVE_PAUSE_S = 1.0
+# How often a gradual move is looked at.
+_WATCH_INTERVAL_S = 0.1
 _STORE_RETRY_S = 0.2
 _STUCK_RETRY_S = 5.0
 
@@ -58,6 +75,14 @@ class SlotFence(Protocol):
     async def assign(self, moves: Sequence[Move], operation_id: str) -> None: ...
 
 
+def _nothing_known() -> Known | None:
+    return None
+
+
+def _no_figures(cell: str) -> Figures:
+    return Figures()
+
+
 class Runner:
     def __init__(
         self,
@@ -65,24 +90,36 @@ class Runner:
         fence: SlotFence,
         cells: CellCalls,
         *,
+        known: Callable[[], Known | None] = _nothing_known,
+        figures: Callable[[str], Figures] = _no_figures,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
+        """`known`: what later waves are planned from. `figures`: of a cell, ever growing."""
         self._store = store
         self._fence = fence
         self._cells = cells
+        self._known = known
+        self._figures = figures
         self._now_ms = now_ms
+        # The wave that is being watched: since when, and its targets' figures then.
+        self._watched: tuple[str, int] = ("", 0)
+        self._watched_since = 0.0
+        self._figures_then: dict[str, Figures] = {}
 
     async def run(self, operation_id: str) -> Operation | None:
-        """Takes the operation to its end; None when there is no such operation."""
+        """Takes the operation to its end or its rest; None when there is no such operation."""
         key = OPERATIONS_PREFIX + operation_id
+        has_waited = False
         while True:
             try:
                 item = await self._store.get(key)
                 if item is None:
                     return None
                 operation = Operation.from_json(item.value)
-                if operation.step in ENDED:
+                waits = operation.step == Step.WAITING
+                if next_action(operation) == Action.NOTHING or (waits and has_waited):
                     return operation
+                has_waited = waits
                 await self.step(operation, item)
             except StoreUnavailable as error:
                 log.warning("the operation waits for etcd", operation=operation_id, why=str(error))
@@ -100,18 +137,20 @@ class Runner:
             Action.FENCE: self._fence_slots,
             Action.PUBLISH: self._publish,
             Action.RECOVER: self._recover,
-            Action.FINISH: self._finish,
+            Action.GO_ON: self._go_on,
         }
         action = next_action(operation)
-        log.info("operation", id=operation.operation_id, action=action)
+        if action != Action.GO_ON:
+            log.info("operation", id=operation.operation_id, wave=operation.wave, action=action)
         await actions[action](operation, item)
 
     async def _record(self, operation: Operation, item: Item, step: Step, note: str = "") -> None:
         """Records the step unless another controller was first; either way the loop reads anew."""
         following = operation.at(step, time_ms=self._now_ms(), note=note)
-        await self._store.commit(
-            expect={item.key: item.revision}, puts={item.key: following.to_json()}
-        )
+        await self._commit(changed(operation, following, item.revision))
+
+    async def _commit(self, change: Change) -> None:
+        await self._store.commit(expect=change.expect, puts=change.puts, deletes=change.deletes)
 
     async def _drain(self, operation: Operation, item: Item) -> None:
         async with asyncio.TaskGroup() as group:
@@ -127,8 +166,7 @@ class Runner:
         try:
             await self._fence.assign(operation.moves, operation.operation_id)
         except FenceConflict as error:
-            failed = operation.at(Step.FAILED, time_ms=self._now_ms(), note=str(error))
-            await self._end(failed, item)
+            await self._record(operation, item, Step.FAILED, str(error))
             return
         await self._record(operation, item, Step.FENCED)
 
@@ -141,11 +179,11 @@ class Runner:
         if current is None:
             raise StoreUnavailable("there is no slot map")
         following = SlotMap.from_json(current.value).apply(operation.moves)
-        published = operation.at(Step.PUBLISHED, time_ms=self._now_ms())
-        await self._store.commit(
-            expect={item.key: item.revision, SLOT_MAP_KEY: current.revision},
-            puts={item.key: published.to_json(), SLOT_MAP_KEY: following.to_json()},
-        )
+        published = operation.published(time_ms=self._now_ms())
+        change = changed(operation, published, item.revision)
+        change.expect[SLOT_MAP_KEY] = current.revision
+        change.puts[SLOT_MAP_KEY] = following.to_json()
+        await self._commit(change)
 
     async def _recover(self, operation: Operation, item: Item) -> None:
         async with asyncio.TaskGroup() as group:
@@ -171,16 +209,100 @@ class Runner:
                     await asyncio.sleep(_RECOVER_WAIT_S)
         return left
 
-    async def _finish(self, operation: Operation, item: Item) -> None:
-        await self._end(operation.at(Step.DONE, time_ms=self._now_ms()), item)
-
-    async def _end(self, ended: Operation, item: Item) -> None:
-        """The last step and the way free for the next operation, in one commit."""
-        await self._store.commit(
-            expect={item.key: item.revision},
-            puts={item.key: ended.to_json()},
-            deletes=[RUNNING_OPERATION_KEY],
+    async def _go_on(self, operation: Operation, item: Item) -> None:
+        """After a wave, or while it waits: what was asked for, the way back, or what follows."""
+        if operation.request in (Request.PAUSE, Request.ABORT):
+            granted = GRANTED[operation.request][operation.step]
+            await self._leave(operation, item, granted, f"after wave {operation.wave}, as asked")
+            return
+        current = await self._store.get(SLOT_MAP_KEY)
+        if current is None:
+            raise StoreUnavailable("there is no slot map")
+        slot_map = SlotMap.from_json(current.value)
+        known = self._known()
+        if known is None:
+            known = Known(slot_map, slot_map, slot_map.cells(), ())
+        else:
+            known = replace(known, slot_map=slot_map)
+        if operation.gate is not None and operation.step == Step.RECOVERED:
+            verdict = self.verdict(operation, known)
+            if verdict == Verdict.LOOK:
+                await asyncio.sleep(_WATCH_INTERVAL_S)
+                return
+            if verdict != Verdict.PASS:
+                await self._roll_back(operation, item, known, current.revision, verdict)
+                return
+        following = onward(operation, known)
+        if following.step == operation.step:
+            return
+        if following.step == Step.PLANNED and operation.step == Step.RECOVERED:
+            await asyncio.sleep(0 if operation.gate else _WAVE_PAUSE_S)
+        after = operation.onward(
+            following.step, following.moves, time_ms=self._now_ms(), note=following.note
         )
+        change = changed(operation, after, item.revision)
+        change.expect[SLOT_MAP_KEY] = current.revision
+        if following.step == Step.DONE:
+            await closing(self._store, operation, slot_map, change)
+        await self._commit(change)
+
+    async def _leave(self, operation: Operation, item: Item, step: Step, note: str) -> None:
+        after = operation.onward(step, (), time_ms=self._now_ms(), note=note)
+        await self._commit(changed(operation, after, item.revision))
+
+    def verdict(self, operation: Operation, known: Known) -> Verdict:
+        """Of the wave that a gradual move has just made. A controller that takes over begins it
+        anew, by its own clock."""
+        assert operation.gate is not None
+        targets = sorted({move.target for move in operation.moves})
+        if any(target not in known.live for target in targets):
+            return Verdict.TARGET_DIED
+        now = time.monotonic()
+        if self._watched != (operation.operation_id, operation.wave):
+            self._watched = (operation.operation_id, operation.wave)
+            self._watched_since = now
+            self._figures_then = {cell: self._figures(cell) for cell in targets}
+        seen = [self._figures(cell).minus(self._figures_then[cell]) for cell in targets]
+        soaked = (now - self._watched_since) * 1000 >= operation.gate.soak_ms
+        return max(
+            (judge(operation.gate, figures, soaked=soaked) for figures in seen),
+            key=list(Verdict).index,
+        )
+
+    async def _roll_back(
+        self, operation: Operation, item: Item, known: Known, revision: int, verdict: Verdict
+    ) -> None:
+        """Hands its turn to the operation that takes its moves back."""
+        way = undo(operation, known)
+        if isinstance(way, NoPlan):
+            note = f"{verdict}, and no way back: {way.message}"
+            await self._leave(operation, item, Step.PAUSED, note)
+            return
+        now_ms = self._now_ms()
+        back = inverse(operation, way, operation.actor, verdict, now_ms)
+        note = f"{verdict} in wave {operation.wave}; {back.operation_id} takes it back"
+        after = operation.onward(Step.ROLLED_BACK, (), time_ms=now_ms, note=note)
+        change = handed_over(
+            operation, replace(after, undone_by=back.operation_id), item.revision, back
+        )
+        change.expect[SLOT_MAP_KEY] = revision
+        detail = f"{back.operation_id}: takes {operation.operation_id} back"
+        change.puts.update(
+            audit_put(audit_record(operation.actor, "operation.rollback", detail, verdict))
+        )
+        log.warning("a gradual move is rolled back", operation=operation.operation_id, why=verdict)
+        await self._commit(change)
+
+
+def inverse(operation: Operation, way: Plan, actor: str, reason: str, now_ms: int) -> Operation:
+    """The operation that takes another one's moves back; it waits when nothing of it fits yet."""
+    step = Step.PLANNED if way.moves else Step.WAITING
+    note = f"{slot_count(way.pieces)} slots go back"
+    return Operation(
+        new_id("op"), OperationKind.ROLLBACK, operation.cell, way.moves, actor, reason, step,
+        (StepRecord(step, now_ms, note),), cells=operation.cells, rest=way.pieces, force=True,
+        undoes=operation.operation_id,
+    )  # fmt: skip
 
 
 def _by_cell(operation: Operation, side: str) -> dict[str, list[SlotRange]]:

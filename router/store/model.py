@@ -13,8 +13,14 @@ SLOT_MAP_KEY = "/cellpay/slotmap"
 PREFERRED_SLOT_MAP_KEY = "/cellpay/slotmap-preferred"
 DECLARED_CELLS_PREFIX = "/cellpay/cells/declared/"
 LIVE_CELLS_PREFIX = "/cellpay/cells/live/"
+# Of each process of a cell: how its payments fare.
+CELL_HEALTH_PREFIX = "/cellpay/cells/health/"
+# Cells that were failed over without being asked: until they are restored they are held out.
+HELD_CELLS_PREFIX = "/cellpay/cells/held/"
 OPERATIONS_PREFIX = "/cellpay/operations/"
 RUNNING_OPERATION_KEY = "/cellpay/operation-running"
+# Operations that wait or are paused.
+OPEN_OPERATIONS_PREFIX = "/cellpay/operations-open/"
 AUDIT_PREFIX = "/cellpay/audit/"
 FAILOVER_POLICY_KEY = "/cellpay/policies/failover"
 LEADER_KEY = "/cellpay/controller/leader"

@@ -342,7 +342,7 @@ class MeshRuns:
             await asyncio.to_thread(launcher.start, self.data, "cell-c")
             async with self.session.control() as control:
                 await _until_idle(control)
-                await _operate(control, kind=pb.Operation.KIND_RESTORE, cell="c")
+                await _operate(control, kind=pb.Operation.KIND_RESTORE, cell="c", force=True)
         self.figures.add("sigkill_outage_ms", "ms", outages, max(outages))
 
 

@@ -124,7 +124,8 @@ async def come_back(session: Session, cell: str) -> None:
     for name in (f"redis-{cell}", f"cell-{cell}", f"relay-{cell}"):
         await asyncio.to_thread(launcher.start, session.data, name)
     await until_idle(session)
-    operation = await operate(session, kind=pb.Operation.KIND_RESTORE, cell=cell)
+    # By force: cells die more often here than the hold-down forgives.
+    operation = await operate(session, kind=pb.Operation.KIND_RESTORE, cell=cell, force=True)
     assert operation.step == pb.Operation.STEP_DONE
 
 
@@ -165,7 +166,7 @@ async def test_a_paused_cell_wakes_deposed_and_commits_nothing(
         launcher.kill(session.data, "cell-c", signal.SIGCONT)
         await asyncio.sleep(2)
         assert not (await cells(session))["c"].slots
-    operation = await operate(session, kind=pb.Operation.KIND_RESTORE, cell="c")
+    operation = await operate(session, kind=pb.Operation.KIND_RESTORE, cell="c", force=True)
     assert operation.step == pb.Operation.STEP_DONE
 
 

@@ -32,7 +32,8 @@ from control.mesh.state import MeshState
 from control.operations.model import ENDED, Operation, OperationKind, Step
 from control.operations.runner import Runner
 from control.operations.service import start_operation
-from control.operations.steps import Known, Wish
+from control.operations.steps import Wish
+from control.operations.waves import Known
 from control.slotmap import read_slot_map, seed_slot_map
 from router.errors import Refusal
 from router.identity import spiffe_id

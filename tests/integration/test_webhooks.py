@@ -41,6 +41,7 @@ from router.ids import Kind
 from router.minting import mint_now
 from router.slotmap import SlotMap
 from router.slots import slot_of_user
+from router.tally import Tally
 from tests.integration import behind
 from tests.integration.behind import CELL, eventually, give_away, going_on, tell
 
@@ -172,7 +173,9 @@ async def _serving(state: MeshState, lanes: Lanes, engine: AsyncEngine) -> Async
     server = grpc.aio.server()
     guarded: Any = GuardedServer(server, here)
     notifications_pb2_grpc.add_NotificationsServiceServicer_to_server(
-        NotificationsService(lanes, ReadEngine(engine), Bulk(lanes, here), allow_private=True),
+        NotificationsService(
+            lanes, ReadEngine(engine), Bulk(lanes, here, Tally()), allow_private=True
+        ),
         guarded,
     )
     port = server.add_secure_port("127.0.0.1:0", _tls(state, "cell").server_credentials())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from control.operations.model import (
+    ACTIVE,
     ENDED,
+    RESTING,
     TRANSITIONS,
     IllegalStep,
     Operation,
@@ -16,14 +19,15 @@ from control.operations.model import (
 )
 from control.operations.steps import (
     Action,
-    Known,
     NoPlan,
+    Plan,
     PlanReason,
     Wish,
-    dead_cell,
+    dead_cells,
     next_action,
     plan,
 )
+from control.operations.waves import Known
 from router.slotmap import Move, SlotMap
 from router.slots import SlotRange
 
@@ -40,21 +44,36 @@ def operation(step: Step = Step.PLANNED) -> Operation:
     return Operation("op-1", OperationKind.MOVE, "", moves, "me", "why", step, ())
 
 
-def test_every_step_that_has_not_ended_has_one_action() -> None:
-    actions = [next_action(operation(step)) for step in Step if step not in ENDED]
+def test_every_step_that_is_under_way_has_one_action() -> None:
+    actions = [next_action(operation(step)) for step in Step if step in ACTIVE]
     assert Action.NOTHING not in actions
     assert len(set(actions)) == len(actions)
-    assert all(next_action(operation(step)) == Action.NOTHING for step in ENDED)
+    assert next_action(operation(Step.WAITING)) == Action.GO_ON
+    for step in ENDED | {Step.PAUSED}:
+        assert next_action(operation(step)) == Action.NOTHING
 
 
-def test_after_the_fence_there_is_no_way_back() -> None:
-    seen, todo = set(), [Step.FENCED]
+def test_every_step_is_under_way_or_rests_or_has_ended() -> None:
+    assert set(Step) == ACTIVE | RESTING | ENDED
+    assert not ACTIVE & RESTING
+    assert not (ACTIVE | RESTING) & ENDED
+    assert {step for step in Step if not TRANSITIONS[step]} == ENDED
+
+
+def test_after_the_fence_a_wave_has_no_way_back() -> None:
+    assert TRANSITIONS[Step.DRAINED] == {Step.FENCED, Step.FAILED}
+    assert TRANSITIONS[Step.FENCED] == {Step.PUBLISHED}
+    assert TRANSITIONS[Step.PUBLISHED] == {Step.RECOVERED}
+
+
+@pytest.mark.parametrize("step", list(Step))
+def test_an_end_can_be_reached_from_every_step(step: Step) -> None:
+    seen, todo = set(), [step]
     while todo:
-        step = todo.pop()
-        seen.add(step)
-        todo += TRANSITIONS[step]
-    assert Step.FAILED not in seen
-    assert Step.DONE in seen
+        now = todo.pop()
+        seen.add(now)
+        todo += TRANSITIONS[now] - seen
+    assert seen & ENDED
 
 
 @pytest.mark.parametrize("step", list(Step))
@@ -81,8 +100,9 @@ def test_the_architecture_page_shows_the_table_as_it_is() -> None:
 
 
 def test_a_failover_spreads_the_slots_over_the_living() -> None:
-    moves = plan(Wish(OperationKind.FAILOVER, "b"), known(live="ac"))
-    assert isinstance(moves, tuple)
+    made = plan(Wish(OperationKind.FAILOVER, "b"), known(live="ac"))
+    assert isinstance(made, Plan)
+    moves = made.moves
     after = FIRST.apply(moves)
     assert after.slots_of("b") == frozenset()
     assert abs(len(after.slots_of("a")) - len(after.slots_of("c"))) <= 1
@@ -91,8 +111,9 @@ def test_a_failover_spreads_the_slots_over_the_living() -> None:
 
 def test_restore_brings_back_what_was_its_own_at_the_start() -> None:
     moved = FIRST.apply([Move(0, 100, "a", "c", 2)])
-    moves = plan(Wish(OperationKind.RESTORE, "a"), known(moved))
-    assert moves == (Move(0, 100, "c", "a", 3),)
+    made = plan(Wish(OperationKind.RESTORE, "a"), known(moved))
+    assert isinstance(made, Plan)
+    assert made.moves == (Move(0, 100, "c", "a", 3),)
 
 
 @pytest.mark.parametrize(
@@ -121,18 +142,22 @@ def test_a_wish_that_cannot_be_fulfilled_says_why(
 @pytest.mark.parametrize(
     ("live", "seen", "grace_over", "dead"),
     [
-        ("abc", "abc", True, None),
+        ("abc", "abc", True, ""),
         ("ac", "abc", False, "b"),
-        ("ac", "ac", False, None),
+        ("ac", "ac", False, ""),
         ("ac", "ac", True, "b"),
-        ("", "abc", True, None),
-        ("a", "abc", True, "b"),
+        ("", "abc", True, ""),
+        ("a", "abc", True, "bc"),
     ],
 )
 def test_a_dead_cell_is_one_that_lived_and_owns_slots_while_another_lives(
-    live: str, seen: str, grace_over: bool, dead: str | None
+    live: str, seen: str, grace_over: bool, dead: str
 ) -> None:
-    assert dead_cell(known(live=live), frozenset(seen), grace_over=grace_over) == dead
+    assert dead_cells(known(live=live), frozenset(seen), grace_over=grace_over) == list(dead)
     empty = FIRST.apply([Move(342, 682, "b", "a", 2)])
-    if dead == "b":
-        assert dead_cell(known(empty, live), frozenset(seen), grace_over=grace_over) != "b"
+    assert "b" not in dead_cells(known(empty, live), frozenset(seen), grace_over=grace_over)
+
+
+def test_a_dead_cell_whose_failover_waits_is_not_failed_over_again() -> None:
+    waits = replace(known(live="ac"), waiting=frozenset("b"))
+    assert dead_cells(waits, frozenset("abc"), grace_over=True) == []
