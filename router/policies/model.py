@@ -92,7 +92,8 @@ class Retry:
     codes: Annotated[tuple[RetryCode, ...], Field(min_length=1)]
     # gRPC makes no more than 5 attempts.
     retries_max: Annotated[int, Field(ge=1, le=4)] = 2
-    backoff_base_ms: Milliseconds = 25
+    # gRPC 1.85 never makes an attempt whose back-off, with jitter, is less than a millisecond.
+    backoff_base_ms: Annotated[int, Field(ge=10, le=600_000)] = 25
     backoff_cap_ms: Milliseconds = 250
     # At the edge: retries may be this part of the calls under way. gRPC's xDS has no budget.
     budget_percent: Percent | None = None

@@ -81,7 +81,7 @@ def test_what_a_document_does_not_say_is_the_default(
         ("traffic", {"fault": {"abort_percent": 101}}, {"document.fault.abort_percent"}),
         (
             "traffic",
-            {"retry": {"codes": ["unavailable"], "backoff_base_ms": 9, "backoff_cap_ms": 8}},
+            {"retry": {"codes": ["unavailable"], "backoff_base_ms": 19, "backoff_cap_ms": 18}},
             {"document.retry.backoff_cap_ms"},
         ),
         ("breakers", {}, {"document.dependency"}),
