@@ -34,6 +34,7 @@ from cells.accounts.service import AccountsService
 from cells.bulk import Bulk
 from cells.cell_service import CellService
 from cells.database import make_engine
+from cells.degradation.load import LoadMeter
 from cells.ledger.book import MoneyBroken
 from cells.ledger.worker import Lanes
 from cells.membership import Membership
@@ -41,6 +42,7 @@ from cells.notifications.service import NotificationsService
 from cells.orders.service import OrdersService
 from cells.payments.refunding import Refunding
 from cells.payments.service import PaymentsService
+from cells.policing import Policing
 from cells.reading import ReadEngine
 from cells.replica import Replica
 from cells.settings import CellSettings, read_settings
@@ -50,9 +52,11 @@ from cells.transfers.coordinator import Coordinator
 from cells.transfers.service import FundingService, ParticipantService, TransfersService
 from cells.transfers.worker import Recovery
 from cells.workers import EXIT_MONEY_BROKEN, WorkerBroken, Workers, until_parent_gone
+from router.admission.gate import Admission
 from router.client import CallPolicy, connect
 from router.guard import GuardedServer, SlotsHere
 from router.logs import configure_logs
+from router.policies.model import Dependency, Feature, Mode
 from router.standard import add_standard_services
 from router.store.etcd import connect_etcd
 
@@ -101,6 +105,9 @@ class Role:
     def is_first(self) -> bool:
         return not self.incarnation
 
+    def name(self, cell: str) -> str:
+        return f"{cell}-1" if self.is_first else f"{cell}-worker-{os.getpid()}"
+
 
 async def serve(settings: CellSettings, role: Role) -> None:
     """Runs until SIGTERM; raises when it must stop (a broken money invariant)."""
@@ -108,18 +115,27 @@ async def serve(settings: CellSettings, role: Role) -> None:
     lane_engine, read_engine = _engines(settings)
     lanes = Lanes(lane_engine, settings.cell, settings.lanes)
     store = connect_etcd(settings.etcd)
+    policing = Policing(
+        store, settings.cell, role.name(settings.cell), settings.redis_url, LoadMeter(lanes)
+    )
     # A cell is called itself, so it does not retry: recovery and its own callers do (pitfall 24).
     inner = CallPolicy(retries=False, timeout_s=settings.transfers.branch_call_timeout_s)
     async with connect(settings.xds_bootstrap, policy=inner, fallback=settings.tls) as mesh:
         branches = BranchCalls(mesh.participants, here, settings.transfers.branch_call_timeout_s)
         coordinator = Coordinator(lanes, branches, settings.transfers)
-        refunding = Refunding(lanes, mesh, settings.transfers.branch_call_timeout_s)
+        refunding = Refunding(
+            lanes, mesh, settings.transfers.branch_call_timeout_s,
+            policing.board.of(Dependency.FUNDING),
+            deferred=lambda: policing.mode(Feature.REFUNDS) != Mode.ON,
+        )  # fmt: skip
         recovery = Recovery(read_engine, here, coordinator, refunding, settings.transfers)
         settlement = Settlement(lanes, read_engine, here, coordinator, settings.settlement)
         health_servicer = health.aio.HealthServicer()
         services = _services(lanes, read_engine, here, coordinator, refunding, recovery, settings)
         listen = settings.listen if role.is_first else _any_port(settings.listen)
-        servers, address = _listen(settings, listen, here, health_servicer, services)
+        servers, address = _listen(
+            settings, listen, (here, policing.admission), health_servicer, services
+        )
         # By default it says SERVING from the start; `_announce` says when that is true.
         await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         for server in servers:
@@ -145,6 +161,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
                 group.create_task(branches.run())
                 if read_engine.replica is not None:
                     group.create_task(read_engine.replica.run())
+                group.create_task(policing.run())
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
                 group.create_task(_until_terminated(servers, membership, workers, health_servicer))
@@ -187,7 +204,7 @@ def _any_port(listen: str) -> str:
 def _listen(
     settings: CellSettings,
     listen: str,
-    here: SlotsHere,
+    guarding: tuple[SlotsHere, Admission],
     health_servicer: Any,
     services: list[tuple[Callable[..., None], Any]],
 ) -> tuple[list[grpc.aio.Server], str]:
@@ -195,7 +212,7 @@ def _listen(
     servers = []
     address = listen
     for _ in range(settings.servers):
-        server = _server(here, health_servicer, services)
+        server = _server(guarding, health_servicer, services)
         port = server.add_secure_port(address, settings.tls.server_credentials())
         address = f"{listen.rpartition(':')[0]}:{port}"
         servers.append(server)
@@ -251,10 +268,13 @@ def _services(
 
 
 def _server(
-    here: SlotsHere, health_servicer: Any, services: list[tuple[Callable[..., None], Any]]
+    guarding: tuple[SlotsHere, Admission],
+    health_servicer: Any,
+    services: list[tuple[Callable[..., None], Any]],
 ) -> grpc.aio.Server:
     server = grpc.aio.server(options=_OPTIONS)
-    guarded = GuardedServer(server, here, _CALLERS)
+    here, admission = guarding
+    guarded = GuardedServer(server, here, _CALLERS, admission=admission)
     for add, service in services:
         add(service, guarded)
     add_standard_services(server, health_servicer, _SERVICES)

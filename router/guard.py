@@ -23,6 +23,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
+from router.admission.gate import Admission
 from router.errors import Refusal, Violation, abort, bad_request
 from router.home import SlotFinder, find_method, home_field, is_bulk, slot_finder
 from router.identity import caller_of
@@ -193,11 +194,14 @@ class GuardedServer:
         here: SlotsHere,
         callers: Mapping[str, Sequence[str]] | None = None,
         faults: Mapping[type[Exception], Callable[[Any], Refusal]] | None = None,
+        admission: Admission | None = None,
     ) -> None:
         """`callers`: full service name → the only kinds of caller (SPIFFE path) that may call.
 
-        `faults`: exceptions of outside systems → what the caller hears of them.
+        `faults`: exceptions of outside systems → what the caller hears of them. `admission`: the
+        policies' limits, before the slot is looked at.
         """
+        self._admission = admission
         self._server = server
         self._here = here
         self._callers = dict(callers or {})
@@ -228,6 +232,10 @@ class GuardedServer:
         behaviour = handler.stream_stream or handler.unary_unary
         if finder is not None and not is_bulk(method.input_type):
             behaviour = _at_home(self._here, finder, field or "", behaviour)
+        if self._admission is not None and method and not handler.request_streaming:
+            bulk = is_bulk(method.input_type)
+            name_in_full = f"{service}/{name}"
+            behaviour = self._admission.wrap(name_in_full, method.input_type, behaviour, bulk=bulk)
         behaviour = _answering(
             f"{service}/{name}", self._callers.get(service), self._faults, behaviour
         )

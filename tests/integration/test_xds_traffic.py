@@ -71,7 +71,7 @@ class Process:
 
     @property
     def handler(self) -> grpc.GenericRpcHandler:
-        unary = grpc.unary_unary_rpc_method_handler(self.answer)
+        unary: Any = grpc.unary_unary_rpc_method_handler(self.answer)
         return grpc.method_handlers_generic_handler(SERVICE, {"One": unary, "Two": unary})
 
 
