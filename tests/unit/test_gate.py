@@ -42,9 +42,9 @@ LIMIT_10 = Limits(concurrency=Concurrency(initial=10, minimum=1))
 
 
 class Context:
-    def __init__(self, left_s: float | None = None, **metadata: str) -> None:
+    def __init__(self, left_s: float | None = None, metadata: dict[str, str] | None = None) -> None:
         self._left_s = left_s
-        self._metadata = tuple((key.replace("_", "-"), value) for key, value in metadata.items())
+        self._metadata = tuple((metadata or {}).items())
 
     def time_remaining(self) -> float | None:
         return self._left_s
@@ -149,7 +149,8 @@ async def test_the_less_critical_is_refused_first_and_room_that_is_left_lets_in_
             found = {
                 item
                 for item in Criticality
-                if await _reason(quick(None, Context(**{CRITICALITY_HEADER: item}))) == "done"
+                if await _reason(quick(None, Context(metadata={CRITICALITY_HEADER: item})))
+                == "done"
             }
             go_on.set()
         go_on.clear()
@@ -224,7 +225,7 @@ async def test_a_request_without_a_user_is_counted_by_the_users_header_or_not_at
     admission = Admission(buckets)
     pay = _gate(admission, PAY, payments_pb2.PayRequest())
     admission.apply(_set(Limits(rates=(Rate(RateBy.USER, 1, 1),))))
-    await pay(payments_pb2.PayRequest(), Context(x_user_id="ann"))
+    await pay(payments_pb2.PayRequest(), Context(metadata={"x-user-id": "ann"}))
     assert buckets.asked == ["p0:0:user:ann"]
     buckets.asked = []
     await pay(payments_pb2.PayRequest(), Context())
