@@ -53,7 +53,7 @@ from cells.transfers.service import FundingService, ParticipantService, Transfer
 from cells.transfers.worker import Recovery
 from cells.workers import EXIT_MONEY_BROKEN, WorkerBroken, Workers, until_parent_gone
 from router.admission.gate import Admission
-from router.client import CallPolicy, connect
+from router.client import CallPolicy, Mesh, connect
 from router.guard import GuardedServer, SlotsHere
 from router.logs import configure_logs
 from router.policies.model import Dependency, Feature, Mode
@@ -123,11 +123,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
     async with connect(settings.xds_bootstrap, policy=inner, fallback=settings.tls) as mesh:
         branches = BranchCalls(mesh.participants, here, settings.transfers.branch_call_timeout_s)
         coordinator = Coordinator(lanes, branches, settings.transfers)
-        refunding = Refunding(
-            lanes, mesh, settings.transfers.branch_call_timeout_s,
-            policing.board.of(Dependency.FUNDING),
-            deferred=lambda: policing.mode(Feature.REFUNDS) != Mode.ON,
-        )  # fmt: skip
+        refunding = _refunding(lanes, mesh, settings, policing)
         recovery = Recovery(read_engine, here, coordinator, refunding, settings.transfers)
         settlement = Settlement(lanes, read_engine, here, coordinator, settings.settlement)
         health_servicer = health.aio.HealthServicer()
@@ -183,6 +179,16 @@ async def serve(settings: CellSettings, role: Role) -> None:
             await store.close()
             await lane_engine.dispose()
             await read_engine.dispose()
+
+
+def _refunding(lanes: Lanes, mesh: Mesh, settings: CellSettings, policing: Policing) -> Refunding:
+    return Refunding(
+        lanes,
+        mesh,
+        settings.transfers.branch_call_timeout_s,
+        policing.board.of(Dependency.FUNDING),
+        deferred=lambda: policing.mode(Feature.REFUNDS) != Mode.ON,
+    )
 
 
 def _engines(settings: CellSettings) -> tuple[AsyncEngine, ReadEngine]:

@@ -20,6 +20,6 @@ async def test_it_stays_pending_and_nobody_is_asked(deferred: bool, force: Force
     breaker = Breaker(Dependency.FUNDING)
     breaker.tune(Breakers(Dependency.FUNDING, force=force))
     nobody: Any = None
-    refund = Refund(**dict.fromkeys(Refund._fields) | {"state": RefundState.PENDING})
+    refund = Refund(7, "ref", "pay", "ann", "shop", 5, "USD", RefundState.PENDING, "", NOW)
     refunding = Refunding(nobody, nobody, 1.0, breaker, deferred=lambda: deferred)
     assert await refunding.advance(refund) is refund
