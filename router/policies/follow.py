@@ -46,7 +46,11 @@ class Follower:
             if item.alarm and item not in self.now.applied:
                 log.error("a policy is not valid and is ignored", **item._asdict())
         self.now = taken
-        self._on_change(taken)
+        try:
+            self._on_change(taken)
+        except Exception:
+            # Whatever an operator wrote must not end a process that carries payments.
+            log.exception("policies could not be applied")
         log.info("policies", applied=len(taken.applied))
         self.changed.set()
         self.changed = asyncio.Event()
