@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import structlog
 import uvloop
 
 from control.mesh import launcher
@@ -179,6 +181,8 @@ def main() -> None:
     parser.add_argument("--serve", default="", help=argparse.SUPPRESS)
     parser.add_argument("--follow", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    # Standard output is for answers.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     if given.serve:
         uvloop.run(_serve(given.serve))
     elif given.follow:
