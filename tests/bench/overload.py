@@ -52,7 +52,8 @@ _TIMES = 3.0
 _DEADLINE_S = 1.0
 # A cell that is alone has every slot. Nobody waits for longer than the deadline, Envoy neither.
 _HEADERS = ((SLOT_HEADER, "0"), ("grpc-timeout", f"{int(_DEADLINE_S * 1000)}m"))
-_BREAKER = 64
+# A little more than what comes in a burst: with less the cell idles between two of them.
+_BREAKER = 256
 _POLICIES = {
     ("traffic", "overload"): {"circuit_breaker": {"requests_max": _BREAKER}},
     ("limits", "overload"): {
