@@ -152,12 +152,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
         )
         try:
             async with asyncio.TaskGroup() as group:
-                for runner in lanes.runners():
-                    group.create_task(runner())
-                group.create_task(branches.run())
-                if read_engine.replica is not None:
-                    group.create_task(read_engine.replica.run())
-                group.create_task(policing.run())
+                _run_in(group, lanes, branches, read_engine, policing)
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
                 group.create_task(_until_terminated(servers, membership, workers, health_servicer))
@@ -179,6 +174,22 @@ async def serve(settings: CellSettings, role: Role) -> None:
             await store.close()
             await lane_engine.dispose()
             await read_engine.dispose()
+
+
+def _run_in(
+    group: asyncio.TaskGroup,
+    lanes: Lanes,
+    branches: BranchCalls,
+    read_engine: ReadEngine,
+    policing: Policing,
+) -> None:
+    """What every process of a cell does beside its calls."""
+    for runner in lanes.runners():
+        group.create_task(runner())
+    group.create_task(branches.run())
+    group.create_task(policing.run())
+    if read_engine.replica is not None:
+        group.create_task(read_engine.replica.run())
 
 
 def _refunding(lanes: Lanes, mesh: Mesh, settings: CellSettings, policing: Policing) -> Refunding:
