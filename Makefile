@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?= .cellpay
 STAMP := $(VENV)/.installed
 
-.PHONY: default demo test quick lint types layers protos up down status verify bench bench-quick profile xds-push clean install
+.PHONY: default demo test quick lint types layers protos up down status verify bench bench-quick profile xds-push policy-push overload clean install
 
 default: lint types layers quick
 
@@ -65,6 +65,12 @@ profile: $(STAMP)  ## where each microsecond of a payment goes → docs/performa
 
 xds-push: $(STAMP)  ## a push to thousands of simulated subscribers → bench/results/xds_push.json
 	@$(BIN)/python -m tests.bench.xds_push
+
+policy-push: $(STAMP)  ## a policy to 1,000 subscribers and 1,000 processes → bench/results/policy_push.json
+	@$(BIN)/python -m tests.bench.policy_push
+
+overload: $(STAMP)  ## three times what a cell can do, with policies and without → bench/results/overload.json
+	@$(BIN)/python -m tests.bench.overload
 
 clean:
 	rm -rf $(VENV) protos/gen .mypy_cache .ruff_cache .hypothesis

@@ -12,20 +12,24 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 import uvloop
 
+from cells.breakers.behind import BreakingDeliveries, BreakingOutbox
 from cells.database import make_engine
 from cells.ledger.worker import Lanes
 from cells.notifications.consumer import Consumer
 from cells.notifications.worker import Webhooks
-from cells.outbox.worker import OutboxRelay
+from cells.policing import Policing
 from cells.reading import ReadEngine
 from cells.settings import CellSettings, LaneSettings, read_settings
 from router.client import CallPolicy, TlsFiles, connect
 from router.logs import configure_logs
+from router.policies.model import Dependency, Feature, Mode
+from router.store.etcd import connect_etcd
 
 log = structlog.get_logger(__name__)
 
@@ -51,46 +55,101 @@ async def relay(settings: CellSettings) -> None:
     )  # fmt: skip
     engine = make_engine(settings.database_url, name, settings.database, pool_size=_POOL_SIZE)
     lanes = Lanes(lane_engine, settings.cell, lane_settings)
+    store = connect_etcd(settings.etcd)
+    policing = Policing(store, settings.cell, f"{settings.cell}-relay", settings.redis_url)
     policy = CallPolicy(timeout_s=10.0)
     try:
         async with connect(settings.xds_bootstrap, policy=policy, fallback=tls) as mesh:
-            webhooks = Webhooks(
-                lanes, ReadEngine(engine), settings.cell, settings.redis_url, settings.webhooks,
-                allow_private=settings.development,
+            board = policing.board
+            outbox = BreakingOutbox(
+                engine, settings.cell, settings.nats_url, settings.outbox,
+                board.of(Dependency.NATS),
             )  # fmt: skip
-            outbox = OutboxRelay(engine, settings.cell, settings.nats_url, settings.outbox)
-            consumer = Consumer(mesh.notifications, settings.cell, settings.nats_url)
+            deliveries = BreakingDeliveries(mesh.notifications, board.of(Dependency.NOTIFICATIONS))
+            consumer = Consumer(deliveries, settings.cell, settings.nats_url)
+
+            def make_webhooks() -> Webhooks:
+                return Webhooks(
+                    lanes, ReadEngine(engine), settings.cell, settings.redis_url,
+                    settings.webhooks, allow_private=settings.development,
+                )  # fmt: skip
+
             async with asyncio.TaskGroup() as group:
                 for runner in lanes.runners():
                     group.create_task(runner())
+                group.create_task(policing.run())
+                group.create_task(policing.follow_cell())
                 group.create_task(outbox.run())
-                group.create_task(consumer.run())
-                group.create_task(_run_until_terminated(webhooks))
+                group.create_task(_consume(consumer, policing))
+                group.create_task(_deliver_until_terminated(make_webhooks, policing))
     except* _Terminated:
         log.info("the relay stops")
     finally:
+        await store.close()
         await lane_engine.dispose()
         await engine.dispose()
 
 
-async def _run_until_terminated(webhooks: Webhooks) -> None:
-    """At SIGTERM webhooks under way may end; the rest needs no farewell."""
+def _may_deliver(policing: Policing, *dependencies: Dependency) -> bool:
+    """Whether notification is on, and none of these is forced open."""
+    board = policing.board
+    broken = any(board.of(item).forced and board.of(item).is_open() for item in dependencies)
+    return policing.mode(Feature.NOTIFICATION) == Mode.ON and not broken
+
+
+async def _consume(consumer: Consumer, policing: Policing) -> None:
+    """Consumes while it may. What it held when it was stopped comes again."""
+
+    def may() -> bool:
+        return _may_deliver(policing, Dependency.NATS, Dependency.NOTIFICATIONS)
+
+    while True:
+        await policing.until(may)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(consumer.run())
+            await policing.until(lambda: not may())
+            log.warning("events wait in the stream: notification is deferred")
+            task.cancel()
+
+
+async def _deliver_until_terminated(
+    make_webhooks: Callable[[], Webhooks], policing: Policing
+) -> None:
+    """Delivers while it may. When it stops, and at SIGTERM, webhooks under way may end; the rest
+    needs no farewell."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    stopped: list[Webhooks] = []
 
     async def until_told() -> None:
         await stop.wait()
-        webhooks.stop()
+        for webhooks in stopped:
+            webhooks.stop()
         await asyncio.sleep(_GRACE_S)
         raise _Terminated
+
+    def may() -> bool:
+        return _may_deliver(policing, Dependency.WEBHOOKS)
+
+    async def stop_when_not(webhooks: Webhooks) -> None:
+        await policing.until(lambda: not may())
+        log.warning("deliveries wait: notification is deferred")
+        webhooks.stop()
 
     async with asyncio.TaskGroup() as group:
         group.create_task(until_told())
         log.info("relay ready")
-        await webhooks.run()
-        raise _Terminated
+        while True:
+            await policing.until(may)
+            webhooks = make_webhooks()
+            stopped[:] = [webhooks]
+            watching = group.create_task(stop_when_not(webhooks))
+            await webhooks.run()
+            watching.cancel()
+            if stop.is_set():
+                raise _Terminated
 
 
 def main() -> None:

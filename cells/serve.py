@@ -34,6 +34,7 @@ from cells.accounts.service import AccountsService
 from cells.bulk import Bulk
 from cells.cell_service import CellService
 from cells.database import make_engine
+from cells.degradation.load import LoadMeter
 from cells.health import Reporter
 from cells.ledger.book import MoneyBroken
 from cells.ledger.worker import Lanes
@@ -42,6 +43,7 @@ from cells.notifications.service import NotificationsService
 from cells.orders.service import OrdersService
 from cells.payments.refunding import Refunding
 from cells.payments.service import PaymentsService
+from cells.policing import Policing
 from cells.reading import ReadEngine
 from cells.replica import Replica
 from cells.settings import CellSettings, read_settings
@@ -51,9 +53,11 @@ from cells.transfers.coordinator import Coordinator
 from cells.transfers.service import FundingService, ParticipantService, TransfersService
 from cells.transfers.worker import Recovery
 from cells.workers import EXIT_MONEY_BROKEN, WorkerBroken, Workers, until_parent_gone
-from router.client import CallPolicy, connect
+from router.admission.gate import Admission
+from router.client import CallPolicy, Mesh, connect
 from router.guard import GuardedServer, SlotsHere
 from router.logs import configure_logs
+from router.policies.model import Dependency, Feature, Mode
 from router.standard import add_standard_services
 from router.store.etcd import connect_etcd
 from router.tally import Tally
@@ -109,6 +113,9 @@ class Role:
     def is_first(self) -> bool:
         return not self.incarnation
 
+    def name(self, cell: str) -> str:
+        return f"{cell}-1" if self.is_first else f"{cell}-worker-{os.getpid()}"
+
 
 async def serve(settings: CellSettings, role: Role) -> None:
     """Runs until SIGTERM; raises when it must stop (a broken money invariant)."""
@@ -117,12 +124,15 @@ async def serve(settings: CellSettings, role: Role) -> None:
     lanes = Lanes(lane_engine, settings.cell, settings.lanes)
     store = connect_etcd(settings.etcd)
     tally = Tally()
+    policing = Policing(
+        store, settings.cell, role.name(settings.cell), settings.redis_url, LoadMeter(lanes)
+    )
     # A cell is called itself, so it does not retry: recovery and its own callers do (pitfall 24).
     inner = CallPolicy(retries=False, timeout_s=settings.transfers.branch_call_timeout_s)
     async with connect(settings.xds_bootstrap, policy=inner, fallback=settings.tls) as mesh:
         branches = BranchCalls(mesh.participants, here, settings.transfers.branch_call_timeout_s)
         coordinator = Coordinator(lanes, branches, settings.transfers)
-        refunding = Refunding(lanes, mesh, settings.transfers.branch_call_timeout_s)
+        refunding = _refunding(lanes, mesh, settings, policing)
         recovery = Recovery(read_engine, here, coordinator, refunding, settings.transfers)
         settlement = Settlement(lanes, read_engine, here, coordinator, settings.settlement)
         health_servicer = health.aio.HealthServicer()
@@ -130,7 +140,9 @@ async def serve(settings: CellSettings, role: Role) -> None:
             lanes, read_engine, here, tally, coordinator, refunding, recovery, settings
         )
         listen = settings.listen if role.is_first else _any_port(settings.listen)
-        servers, address = _listen(settings, listen, here, tally, health_servicer, services)
+        servers, address = _listen(
+            settings, listen, (here, policing.admission, tally), health_servicer, services
+        )
         # By default it says SERVING from the start; `_announce` says when that is true.
         await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         for server in servers:
@@ -151,11 +163,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
         )
         try:
             async with asyncio.TaskGroup() as group:
-                for runner in lanes.runners():
-                    group.create_task(runner())
-                group.create_task(branches.run())
-                if read_engine.replica is not None:
-                    group.create_task(read_engine.replica.run())
+                _run_in(group, lanes, branches, read_engine, policing)
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
                 group.create_task(Reporter(store, settings, tally).run())
@@ -180,6 +188,32 @@ async def serve(settings: CellSettings, role: Role) -> None:
             await read_engine.dispose()
 
 
+def _run_in(
+    group: asyncio.TaskGroup,
+    lanes: Lanes,
+    branches: BranchCalls,
+    read_engine: ReadEngine,
+    policing: Policing,
+) -> None:
+    """What every process of a cell does beside its calls."""
+    for runner in lanes.runners():
+        group.create_task(runner())
+    group.create_task(branches.run())
+    group.create_task(policing.run())
+    if read_engine.replica is not None:
+        group.create_task(read_engine.replica.run())
+
+
+def _refunding(lanes: Lanes, mesh: Mesh, settings: CellSettings, policing: Policing) -> Refunding:
+    return Refunding(
+        lanes,
+        mesh,
+        settings.transfers.branch_call_timeout_s,
+        policing.board.of(Dependency.FUNDING),
+        deferred=lambda: policing.mode(Feature.REFUNDS) != Mode.ON,
+    )
+
+
 def _engines(settings: CellSettings) -> tuple[AsyncEngine, ReadEngine]:
     name = f"cellpay-{settings.cell}"
     url, database = settings.database_url, settings.database
@@ -199,8 +233,7 @@ def _any_port(listen: str) -> str:
 def _listen(
     settings: CellSettings,
     listen: str,
-    here: SlotsHere,
-    tally: Tally,
+    guarding: tuple[SlotsHere, Admission, Tally],
     health_servicer: Any,
     services: list[tuple[Callable[..., None], Any]],
 ) -> tuple[list[grpc.aio.Server], str]:
@@ -208,7 +241,7 @@ def _listen(
     servers = []
     address = listen
     for _ in range(settings.servers):
-        server = _server(here, tally, health_servicer, services)
+        server = _server(guarding, health_servicer, services)
         port = server.add_secure_port(address, settings.tls.server_credentials())
         address = f"{listen.rpartition(':')[0]}:{port}"
         servers.append(server)
@@ -265,13 +298,14 @@ def _services(
 
 
 def _server(
-    here: SlotsHere,
-    tally: Tally,
+    guarding: tuple[SlotsHere, Admission, Tally],
     health_servicer: Any,
     services: list[tuple[Callable[..., None], Any]],
 ) -> grpc.aio.Server:
     server = grpc.aio.server(options=_OPTIONS)
-    guarded = GuardedServer(server, here, _CALLERS, tallies=dict.fromkeys(_TALLIED, tally))
+    here, admission, tally = guarding
+    tallies = dict.fromkeys(_TALLIED, tally)
+    guarded = GuardedServer(server, here, _CALLERS, admission=admission, tallies=tallies)
     for add, service in services:
         add(service, guarded)
     add_standard_services(server, health_servicer, _SERVICES)

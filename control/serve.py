@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 import structlog
 import uvloop
-from cellpay.control.v1 import control_pb2_grpc, operations_pb2_grpc
+from cellpay.control.v1 import control_pb2_grpc, operations_pb2_grpc, policies_pb2_grpc
 from grpc_health.v1 import health, health_pb2
 
 from control.doors import Doors
@@ -28,17 +28,20 @@ from control.leader import Leadership
 from control.operations.cells import GrpcCellCalls
 from control.operations.model import Step
 from control.operations.runner import Runner
+from control.policies.service import PolicyService
 from control.service import ControlService, store_refusal
 from control.settings import ControllerSettings, read_settings
 from control.slotmap import seed_slot_map
 from control.verdicts import FailoverPolicy
 from control.view import View
 from control.xds.server import XdsServer
+from control.xds.traffic import traffic_of
 from control.xds.translate import Topology, read_edge_lua
 from router.client.tls import TlsFiles
 from router.guard import GuardedServer, SlotsHere
 from router.identity import spiffe_id
 from router.logs import configure_logs
+from router.policies.follow import Follower, Reporter
 from router.slotmap import SlotMap
 from router.standard import add_standard_services
 from router.store.etcd import connect_etcd
@@ -55,6 +58,7 @@ log = structlog.get_logger(__name__)
 _SERVICES = [
     "cellpay.control.v1.ControlService",
     "cellpay.control.v1.OperationsService",
+    "cellpay.control.v1.PolicyService",
     "envoy.service.discovery.v3.AggregatedDiscoveryService",
 ]
 _RETRY_S = 0.5
@@ -79,9 +83,11 @@ async def serve(settings: ControllerSettings) -> None:
     def publish() -> None:
         if view.slot_map is not None and view.knows_live:
             endpoints = {cell: live.addresses for cell, live in view.live.items()}
-            xds.publish(Topology(view.slot_map, endpoints, settings.edge_listen, lua))
+            traffic = traffic_of(policies.now)
+            xds.publish(Topology(view.slot_map, endpoints, settings.edge_listen, lua, traffic))
 
     view.on_change = publish
+    policies = Follower(store, lambda _: publish())
     leadership = Leadership(store, settings.name, settings.leader_ttl_s)
     calls = GrpcCellCalls(view.addresses_of, tls)
     runner = Runner(store, fence, calls, known=view.known, figures=view.figures_of)
@@ -101,6 +107,9 @@ async def serve(settings: ControllerSettings) -> None:
     control = ControlService(store, view, xds, watchman.pulses)
     control_pb2_grpc.add_ControlServiceServicer_to_server(control, guarded)
     operations_pb2_grpc.add_OperationsServiceServicer_to_server(control.operations(), guarded)
+    policies_pb2_grpc.add_PolicyServiceServicer_to_server(
+        PolicyService(store, lambda: view.declared), guarded
+    )
     xds.add_to_server(server)
     add_standard_services(server, health_servicer, _SERVICES)
     server.add_secure_port(settings.listen, tls.server_credentials())
@@ -112,10 +121,8 @@ async def serve(settings: ControllerSettings) -> None:
             group.create_task(_until_terminated())
             # Beside the rest: a controller that starts while the database is away serves xDS.
             group.create_task(_seed(store, fence, settings))
-            group.create_task(view.follow_map())
-            group.create_task(view.follow_declared())
-            group.create_task(view.follow_live())
-            group.create_task(view.follow_operations())
+            group.create_task(view.follow())
+            group.create_task(_follow_policies(store, policies, settings.name))
             group.create_task(leadership.run())
             group.create_task(watchman.run())
             group.create_task(Doors(view).run())
@@ -150,6 +157,12 @@ async def _seed(store: Store, fence: Fence, settings: ControllerSettings) -> Non
         except DATABASE_FAULTS as error:
             log.warning("waiting for the database", error=type(error).__name__)
         await asyncio.sleep(_RETRY_S)
+
+
+async def _follow_policies(store: Store, policies: Follower, name: str) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(policies.run())
+        group.create_task(Reporter(store, policies, name, dict).run())
 
 
 async def _run_operations(store: Store, view: View, runner: Runner, leadership: Leadership) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -61,10 +61,10 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
 
     def operations(self) -> OperationsService:
         """Its sibling, which asks this one who may do what."""
-        return OperationsService(self._store, self._view, self._operator, _reader)
+        return OperationsService(self._store, self._view, self._operator, check_reader)
 
     async def GetSlotMap(self, request: pb.GetSlotMapRequest, context: Any) -> pb.SlotMap:
-        _reader(context)
+        check_reader(context)
         if self._view.slot_map is None:
             raise _not_ready()
         return pb.SlotMap(
@@ -73,7 +73,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         )
 
     async def ListCells(self, request: pb.ListCellsRequest, context: Any) -> pb.ListCellsResponse:
-        _reader(context)
+        check_reader(context)
         if self._view.slot_map is None:
             raise _not_ready()
         return pb.ListCellsResponse(
@@ -101,14 +101,14 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         return operation_message(operation)
 
     async def GetOperation(self, request: pb.GetOperationRequest, context: Any) -> pb.Operation:
-        _reader(context)
+        check_reader(context)
         operation, _ = await read_operation(self._store, request.operation_id)
         return operation_message(operation)
 
     async def ListOperations(
         self, request: pb.ListOperationsRequest, context: Any
     ) -> pb.ListOperationsResponse:
-        _reader(context)
+        check_reader(context)
         listing = await self._store.list(OPERATIONS_PREFIX)
         keys = sorted(listing.items, reverse=True)
         page, token = _page(keys, request.page_size, request.page_token, lambda key: key)
@@ -121,7 +121,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
     async def GetFailoverPolicy(
         self, request: pb.GetFailoverPolicyRequest, context: Any
     ) -> pb.FailoverPolicy:
-        _reader(context)
+        check_reader(context)
         return policy_message(await read_policy(self._store))
 
     async def SetFailoverPolicy(
@@ -149,7 +149,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
     async def ListAuditRecords(
         self, request: pb.ListAuditRecordsRequest, context: Any
     ) -> pb.ListAuditRecordsResponse:
-        _reader(context)
+        check_reader(context)
         records = await list_audit(self._store)
         page, token = _page(
             records, request.page_size, request.page_token, lambda record: record.audit_id
@@ -173,7 +173,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
     async def ListSubscribers(
         self, request: pb.ListSubscribersRequest, context: Any
     ) -> pb.ListSubscribersResponse:
-        _reader(context)
+        check_reader(context)
         return pb.ListSubscribersResponse(
             subscribers=[
                 pb.Subscriber(
@@ -187,23 +187,29 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             ]
         )
 
-    @asynccontextmanager
-    async def _operator(
+    def _operator(
         self, context: Any, action: str, detail: str, reason: str
-    ) -> AsyncIterator[str]:
-        """Gives the operator's SPIFFE ID to a write; whatever is refused is audited too."""
-        caller = caller_of(context)
-        try:
-            if caller is None or caller.kind not in _WRITERS:
-                raise _denied(caller)
-            _check_reason(reason)
-            yield caller.spiffe_id
-        except Refusal as refusal:
-            why = "not an operator" if refusal.reason == _NOT_ALLOWED else refusal.reason
-            name = caller.spiffe_id if caller else "nobody"
-            record = audit_record(name, action, detail[:256], reason[:256], f"denied: {why}")
-            await record_denial(self._store, record)
-            raise
+    ) -> AbstractAsyncContextManager[str]:
+        return operator_of(self._store, context, action, detail, reason)
+
+
+@asynccontextmanager
+async def operator_of(
+    store: Store, context: Any, action: str, detail: str, reason: str
+) -> AsyncIterator[str]:
+    """Gives the operator's SPIFFE ID to a write; whatever is refused is audited too."""
+    caller = caller_of(context)
+    try:
+        if caller is None or caller.kind not in _WRITERS:
+            raise _denied(caller)
+        _check_reason(reason)
+        yield caller.spiffe_id
+    except Refusal as refusal:
+        why = "not an operator" if refusal.reason == _NOT_ALLOWED else refusal.reason
+        name = caller.spiffe_id if caller else "nobody"
+        record = audit_record(name, action, detail[:256], reason[:256], f"denied: {why}")
+        await record_denial(store, record)
+        raise
 
 
 def _check_reason(reason: str) -> None:
@@ -213,7 +219,7 @@ def _check_reason(reason: str) -> None:
         raise bad_request([Violation("reason", f"at most {_REASON_CHARACTERS_MAX} characters")])
 
 
-def _reader(context: Any) -> None:
+def check_reader(context: Any) -> None:
     caller = caller_of(context)
     if caller is None or caller.kind not in _READERS:
         raise _denied(caller)

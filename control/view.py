@@ -123,6 +123,14 @@ class View:
             self.preferred = SlotMap.from_json(preferred.value)
             self._tell()
 
+    async def follow(self) -> None:
+        """Everything, for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.follow_map())
+            group.create_task(self.follow_declared())
+            group.create_task(self.follow_live())
+            group.create_task(self.follow_operations())
+
     async def follow_declared(self) -> None:
         async for listing in self.store.watch(DECLARED_CELLS_PREFIX):
             documents = {

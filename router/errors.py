@@ -108,6 +108,17 @@ def bad_request(violations: Sequence[Violation]) -> Refusal:
     )
 
 
+def rate_limited(what: str, *, retry_after_ms: int) -> Refusal:
+    """More calls than a rate allows; nothing was executed."""
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "RATE_LIMITED",
+        f"more calls than the rate limit of this {what} allows; nothing was executed",
+        metadata={"limit": what},
+        retry_after_ms=retry_after_ms,
+    )
+
+
 async def abort(context: grpc.aio.ServicerContext[Any, Any], refusal: Refusal) -> NoReturn:
     """Ends the call with the refusal's status and details."""
     await context.abort(

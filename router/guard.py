@@ -23,6 +23,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
+from router.admission.gate import Admission
 from router.errors import Refusal, Violation, abort, bad_request
 from router.home import SlotFinder, find_method, home_field, is_bulk, slot_finder
 from router.identity import caller_of
@@ -194,13 +195,16 @@ class GuardedServer:
         here: SlotsHere,
         callers: Mapping[str, Sequence[str]] | None = None,
         faults: Mapping[type[Exception], Callable[[Any], Refusal]] | None = None,
+        admission: Admission | None = None,
         tallies: Mapping[str, Tally] | None = None,
     ) -> None:
         """`callers`: full service name → the only kinds of caller (SPIFFE path) that may call.
 
-        `faults`: exceptions of outside systems → what the caller hears of them.
-        `tallies`: full service name → where its calls are counted.
+        `faults`: exceptions of outside systems → what the caller hears of them. `admission`: the
+        policies' limits, before the slot is looked at. `tallies`: full service name → where its
+        calls are counted.
         """
+        self._admission = admission
         self._server = server
         self._here = here
         self._callers = dict(callers or {})
@@ -237,6 +241,9 @@ class GuardedServer:
             behaviour = self._tallies[service].watch(behaviour)
         if finder is not None and not bulk:
             behaviour = _at_home(self._here, finder, field or "", behaviour)
+        if self._admission is not None and method and not handler.request_streaming:
+            name_in_full = f"{service}/{name}"
+            behaviour = self._admission.wrap(name_in_full, method.input_type, behaviour, bulk=bulk)
         behaviour = _answering(
             f"{service}/{name}", self._callers.get(service), self._faults, behaviour
         )

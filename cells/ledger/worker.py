@@ -97,6 +97,8 @@ class LaneFigures:
     retries: int = 0
     bisections: int = 0
     group_max: int = 0
+    # In transactions that committed.
+    commit_s: float = 0.0
 
 
 class Lane:
@@ -110,6 +112,10 @@ class Lane:
         self._filled = asyncio.Event()
         self._plans_until = 0.0
         self.figures = LaneFigures()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
 
     async def submit(self, command: Command, timeout_s: float | None) -> Outcome:
         """The command's outcome, after its commit. Raises Refusal when it could not be had."""
@@ -196,6 +202,7 @@ class Lane:
         tries = 0
         while group:
             tries += 1
+            began = asyncio.get_running_loop().time()
             try:
                 outcomes = await commit_group(
                     self._engine, self._cell, [pending.command for pending in group]
@@ -216,6 +223,7 @@ class Lane:
                     await self._bisect(group, error)
                     return
                 continue
+            self.figures.commit_s += asyncio.get_running_loop().time() - began
             self._answer(group, outcomes, uncertain)
             return
 

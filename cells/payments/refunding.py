@@ -6,11 +6,14 @@ and the recovery worker may all drive the same refund.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import grpc
 import structlog
 from cellpay.transfers.v1 import funding_pb2, transfers_pb2
 
 from cells.answers import resource_of
+from cells.breakers.board import Breaker
 from cells.ledger.worker import Lanes
 from cells.payments.model import Refund, RefundEvent, RefundState
 from cells.payments.rules import EndRefund
@@ -24,16 +27,29 @@ log = structlog.get_logger(__name__)
 
 _FINAL_REFUSALS = frozenset({grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND})
 
+# The merchant's cell did not answer at all.
+_AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+
 
 class Refunding:
-    def __init__(self, lanes: Lanes, mesh: Mesh, call_timeout_s: float) -> None:
+    def __init__(
+        self,
+        lanes: Lanes,
+        mesh: Mesh,
+        call_timeout_s: float,
+        breaker: Breaker,
+        deferred: Callable[[], bool],
+    ) -> None:
+        """`deferred`: whether refunds wait for better times; they stay pending meanwhile."""
+        self._breaker = breaker
+        self._deferred = deferred
         self._lanes = lanes
         self._mesh = mesh
         self._call_timeout_s = call_timeout_s
 
     async def advance(self, refund: Refund) -> Refund:
         """The refund as far as it goes now; still pending when the mesh does not answer."""
-        if refund.state != RefundState.PENDING:
+        if refund.state != RefundState.PENDING or self._deferred() or self._breaker.is_open():
             return refund
         event = await self._fund(refund)
         if event is None:
@@ -59,12 +75,14 @@ class Refunding:
                 request, timeout=self._call_timeout_s
             )
         except grpc.aio.AioRpcError as error:
+            self._breaker.note(error if error.code() in _AWAY else None)
             if error.code() in _FINAL_REFUSALS and not _elsewhere(error):
                 return RefundEvent.UNFUNDED
             log.info(
                 "a refund waits for its funding", refund=refund.refund_id, code=error.code().name
             )
             return None
+        self._breaker.note(None)
         if transfer.state == transfers_pb2.Transfer.STATE_CONFIRMED:
             return RefundEvent.FUNDED
         if transfer.state == transfers_pb2.Transfer.STATE_CANCELLED:

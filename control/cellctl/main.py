@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cells.verification.auditor import audit
 from cells.verification.model import Report, lines
-from control.cellctl import operate
+from control.cellctl import operate, policies
 from control.cellctl.load import (
     Loader,
     LoadReport,
@@ -43,6 +43,9 @@ from router.errors import Refusal, details_of
 from router.slots import slot_of_user
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+app.add_typer(policies.app, name="policy")
+app.command()(policies.degrade)
 
 DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -166,30 +169,6 @@ def audit_log(data: DATA = DEFAULT_DATA, as_json: JSON = False) -> None:
         print_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
         table("audit", columns, rows)
-
-
-@app.command()
-def policy(
-    data: DATA = DEFAULT_DATA,
-    automatic_failover: Annotated[
-        bool | None, typer.Option("--automatic-failover/--no-automatic-failover")
-    ] = None,
-    reason: REASON = "",
-) -> None:
-    """Shows or sets the failover policy."""
-
-    async def apply() -> bool:
-        async with Session.open(data).control() as control:
-            if automatic_failover is None:
-                got = await control.GetFailoverPolicy(pb.GetFailoverPolicyRequest(), timeout=5)
-            else:
-                wanted = pb.FailoverPolicy(automatic=automatic_failover)
-                got = await control.SetFailoverPolicy(
-                    pb.SetFailoverPolicyRequest(policy=wanted, reason=reason), timeout=5
-                )
-            return got.automatic
-
-    console.print(f"automatic failover: {'on' if _run(apply()) else 'off'}")
 
 
 @app.command()

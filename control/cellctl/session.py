@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from cellpay.control.v1 import control_pb2_grpc, operations_pb2_grpc
+from cellpay.control.v1 import control_pb2_grpc, operations_pb2_grpc, policies_pb2_grpc
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cells.database import make_engine
@@ -69,6 +69,15 @@ class Session:
         credentials = self.tls(name).channel_credentials()
         async with grpc.aio.secure_channel(address, credentials) as channel:
             yield operations_pb2_grpc.OperationsServiceStub(channel)
+
+    @contextlib.asynccontextmanager
+    async def policies(
+        self, name: str = "operator"
+    ) -> AsyncIterator[policies_pb2_grpc.PolicyServiceAsyncStub]:
+        address = self.state.address("controller")
+        credentials = self.tls(name).channel_credentials()
+        async with grpc.aio.secure_channel(address, credentials) as channel:
+            yield policies_pb2_grpc.PolicyServiceStub(channel)
 
     @contextlib.asynccontextmanager
     async def mesh(self, policy: CallPolicy | None = None) -> AsyncIterator[Mesh]:

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 from cellpay.control.v1 import control_pb2 as pb
 
+from control.cellctl.policies import policies_status, show_policies_status
 from control.cellctl.session import Session
 from control.cellctl.show import console, range_text, table
 from control.mesh import launcher
@@ -29,6 +30,8 @@ async def status_document(data: Path) -> dict[str, Any]:
         "processes": [asdict(process) for process in processes],
         "cells": [],
         "subscribers": [],
+        "policies": [],
+        "policy_reports": [],
         "error": None,
     }
     try:
@@ -37,6 +40,7 @@ async def status_document(data: Path) -> dict[str, Any]:
             subscribers = await control.ListSubscribers(
                 pb.ListSubscribersRequest(), timeout=_TIMEOUT_S
             )
+        document |= await policies_status(session, _TIMEOUT_S)
     except (grpc.aio.AioRpcError, OSError) as error:
         document["error"] = f"the controller does not answer: {_cause(error)}"
         return document
@@ -113,3 +117,4 @@ def show_status(document: dict[str, Any]) -> None:
     for item in document["subscribers"]:
         if item["nacks"]:
             console.print(f"  {item['node_id']}: {item['nacks']} NACKs, last: {item['last_nack']}")
+    show_policies_status(document)

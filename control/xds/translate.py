@@ -27,12 +27,22 @@ from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tl
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.matcher.v3 import string_pb2
 from envoy.type.v3 import percent_pb2, range_pb2
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value, UInt64Value
 
 import router.edge
+from control.xds.traffic import (
+    NO_RULES,
+    TrafficRules,
+    apply_to_cluster,
+    apply_to_host,
+    apply_to_route,
+    filters,
+    of_cell,
+    of_methods,
+)
+from control.xds.traffic import duration as _duration
+from control.xds.traffic import pack as _any
 from router.identity import spiffe_id
 from router.slotmap import SlotMap
 from router.slots import SLOT_HEADER
@@ -69,6 +79,7 @@ class Topology:
     endpoints: Mapping[str, Sequence[str]]
     edge_listen: str = "127.0.0.1:0"
     edge_lua: str = ""
+    traffic: TrafficRules = NO_RULES
 
 
 @dataclass(frozen=True)
@@ -95,11 +106,11 @@ _MOVED_LUA = _lua_source("moved.lua")
 def translate(topology: Topology, kind: NodeKind) -> Resources:
     name = CLIENT_LISTENER if kind == NodeKind.CLIENT else EDGE_LISTENER
     cells = sorted(topology.slot_map.cells() | set(topology.endpoints))
-    listener = _client_listener(name) if kind == NodeKind.CLIENT else _edge_listener(name, topology)
+    make_listener = _client_listener if kind == NodeKind.CLIENT else _edge_listener
     return Resources(
-        listeners={name: listener},
-        routes={name: _routes(name, topology.slot_map, kind)},
-        clusters={cluster_name(cell): _cluster(cell, kind) for cell in cells},
+        listeners={name: make_listener(name, topology)},
+        routes={name: _routes(name, topology, kind)},
+        clusters={cluster_name(cell): _cluster(cell, topology.traffic, kind) for cell in cells},
         endpoints={
             cluster_name(cell): _assignment(cell, topology.endpoints.get(cell, ()))
             for cell in cells
@@ -111,23 +122,11 @@ def cluster_name(cell: str) -> str:
     return f"cell-{cell}"
 
 
-def _any(message: Message) -> AnyMessage:
-    packed = AnyMessage()
-    packed.Pack(message, deterministic=True)
-    return packed
-
-
 def _ads() -> config_source_pb2.ConfigSource:
     return config_source_pb2.ConfigSource(
         ads=config_source_pb2.AggregatedConfigSource(),
         resource_api_version=config_source_pb2.V3,
     )
-
-
-def _duration(milliseconds: int) -> Duration:
-    duration = Duration()
-    duration.FromMilliseconds(milliseconds)
-    return duration
 
 
 def _manager(name: str, filters: list[hcm_pb2.HttpFilter]) -> hcm_pb2.HttpConnectionManager:
@@ -139,16 +138,18 @@ def _manager(name: str, filters: list[hcm_pb2.HttpFilter]) -> hcm_pb2.HttpConnec
     )
 
 
-def _client_listener(name: str) -> listener_pb2.Listener:
+def _client_listener(name: str, topology: Topology) -> listener_pb2.Listener:
+    manager = _manager(name, filters(topology.traffic, edge=False))
     return listener_pb2.Listener(
-        name=name,
-        api_listener=api_listener_pb2.ApiListener(api_listener=_any(_manager(name, []))),
+        name=name, api_listener=api_listener_pb2.ApiListener(api_listener=_any(manager))
     )
 
 
 def _edge_listener(name: str, topology: Topology) -> listener_pb2.Listener:
     host, _, port = topology.edge_listen.rpartition(":")
-    manager = _manager(name, [_lua(topology.edge_lua)])
+    # Lua first: it names the slot, and with it the route whose policies the others carry out.
+    policing = filters(topology.traffic, edge=True)
+    manager = _manager(name, [_lua(topology.edge_lua), *policing])
     manager.codec_type = hcm_pb2.HttpConnectionManager.AUTO
     manager.http2_protocol_options.CopyFrom(
         protocol_pb2.Http2ProtocolOptions(max_concurrent_streams=UInt32Value(value=1024))
@@ -213,23 +214,37 @@ def _client_tls(san: string_pb2.StringMatcher) -> tls_pb2.CommonTlsContext:
     )
 
 
-def _routes(name: str, slot_map: SlotMap, kind: NodeKind) -> route_pb2.RouteConfiguration:
-    routes = [
-        route_components_pb2.Route(
-            match=route_components_pb2.RouteMatch(
-                prefix="" if kind == NodeKind.CLIENT else "/",
+def _routes(name: str, topology: Topology, kind: NodeKind) -> route_pb2.RouteConfiguration:
+    """A route a range; before it, one a method that has a policy of its own."""
+    routes = []
+    policies = {
+        cell: (of_cell(topology.traffic, cell), of_methods(topology.traffic, cell))
+        for cell in topology.slot_map.cells()
+    }
+    prefix = "" if kind == NodeKind.CLIENT else "/"
+    edge = kind == NodeKind.EDGE
+    for owned in topology.slot_map.ranges:
+        of_all, by_method = policies[owned.cell]
+        matches = [(f"/{method}", traffic) for method, traffic in by_method.items()]
+        for path, traffic in [*matches, ("", of_all)]:
+            match = route_components_pb2.RouteMatch(
                 headers=[
                     route_components_pb2.HeaderMatcher(
                         name=SLOT_HEADER,
                         range_match=range_pb2.Int64Range(start=owned.first, end=owned.last + 1),
                     )
-                ],
-            ),
-            route=_action(owned.cell, kind),
-        )
-        for owned in slot_map.ranges
-    ]
+                ]
+            )
+            if path:
+                match.path = path
+            else:
+                match.prefix = prefix
+            route = route_components_pb2.Route(match=match, route=_action(owned.cell, kind))
+            apply_to_route(route, traffic, edge=edge)
+            routes.append(route)
     host = route_components_pb2.VirtualHost(name=name, domains=["*"], routes=routes)
+    if edge:
+        apply_to_host(host, topology.traffic)
     return route_pb2.RouteConfiguration(name=name, virtual_hosts=[host])
 
 
@@ -266,7 +281,7 @@ def _edge_retries() -> route_components_pb2.RetryPolicy:
     )
 
 
-def _cluster(cell: str, kind: NodeKind) -> cluster_pb2.Cluster:
+def _cluster(cell: str, rules: TrafficRules, kind: NodeKind) -> cluster_pb2.Cluster:
     san = string_pb2.StringMatcher(exact=spiffe_id("cell", cell))
     context = _client_tls(san) if kind == NodeKind.CLIENT else _edge_tls(san)
     cluster = cluster_pb2.Cluster(
@@ -303,6 +318,7 @@ def _cluster(cell: str, kind: NodeKind) -> cluster_pb2.Cluster:
         cluster.typed_extension_protocol_options[
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
         ].CopyFrom(_any(options))
+    apply_to_cluster(cluster, of_cell(rules, cell), edge=kind == NodeKind.EDGE)
     return cluster
 
 

@@ -33,6 +33,12 @@ _RETRIED = frozenset(
 )
 # The cell says: not mine; nothing was executed. A new slot map is on its way to us.
 _REROUTED = frozenset({"SLOT_MOVED", "NOT_HOME", "NOT_OWNER"})
+# Switched off by a policy: it comes back in minutes, not within a call.
+_SWITCHED_OFF = "FEATURE_DEGRADED"
+# Retries of what a cell refused for its load are paid from tokens that successes earn, so that
+# they stay a tenth of the calls however long the overload lasts (pitfall 24; gRFC A6).
+_TOKENS_MAX = 100.0
+_TOKENS_A_SUCCESS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ class MeshChannel:
         self._channel = channel
         self.policy = policy
         self.figures = CallFigures()
+        self.tokens = _TOKENS_MAX
 
     def unary_unary(
         self,
@@ -130,12 +137,17 @@ class MeshCall:
         while True:
             left = until - loop.time()
             try:
-                return await self._call(
+                answer = await self._call(
                     request, timeout=min(left, policy.attempt_timeout_s), metadata=metadata
                 )
+                self._channel.tokens = min(_TOKENS_MAX, self._channel.tokens + _TOKENS_A_SUCCESS)
+                return answer
             except grpc.aio.AioRpcError as error:
                 tries += 1
                 wait = _wait_s(error, tries, policy)
+                if wait is not None and error.code() == _CODE.RESOURCE_EXHAUSTED:
+                    wait = wait if self._channel.tokens >= 1 else None
+                    self._channel.tokens = max(0.0, self._channel.tokens - 1)
                 if wait is None or loop.time() + wait >= until:
                     figures.failures += 1
                     raise
@@ -156,7 +168,7 @@ def _wait_s(error: grpc.aio.AioRpcError, tries: int, policy: CallPolicy) -> floa
     if details.reason in _REROUTED:
         ceiling = policy.reroute_wait_s * 1.6 ** min(tries - 1, 16)
         return random.uniform(0.3, 1.0) * min(ceiling, policy.reroute_cap_s)
-    if error.code() not in _RETRIED:
+    if error.code() not in _RETRIED or details.reason == _SWITCHED_OFF:
         return None
     ceiling = min(policy.backoff_cap_s, policy.backoff_base_s * 2 ** min(tries, 16))
     wait = random.uniform(0, ceiling)

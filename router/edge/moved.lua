@@ -27,10 +27,9 @@ local function from_base64(text)
   return table.concat(bytes)
 end
 
--- NOT_HOME (router/guard.py): we heard of the new owner before it did. Nothing was executed.
-local function is_not_home(headers)
+local function says(headers, reason)
   local details = headers:get("grpc-status-details-bin")
-  return details ~= nil and from_base64(details):find("NOT_HOME", 1, true) ~= nil
+  return details ~= nil and from_base64(details):find(reason, 1, true) ~= nil
 end
 
 function envoy_on_request(handle)
@@ -42,7 +41,14 @@ end
 function envoy_on_response(handle)
   local headers = handle:headers()
   local status = headers:get("grpc-status")
-  if status ~= UNAVAILABLE and not (status == FAILED_PRECONDITION and is_not_home(headers)) then
+  if status == UNAVAILABLE and says(headers, "FEATURE_DEGRADED") then
+    -- Switched off to spare the cell: no other one would answer, and nothing here may try again.
+    headers:replace("x-cellpay-refused", status)
+    headers:replace("grpc-status", FAILED_PRECONDITION)
+    return
+  end
+  -- NOT_HOME (router/guard.py): we heard of the new owner before it did. Nothing was executed.
+  if status ~= UNAVAILABLE and not (status == FAILED_PRECONDITION and says(headers, "NOT_HOME")) then
     return
   end
   local metadata = handle:streamInfo():dynamicMetadata()

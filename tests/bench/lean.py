@@ -44,11 +44,12 @@ def _indexed_later(name: str, value: str) -> bytes:
 
 
 @cache
-def _header_blocks(path: str) -> tuple[bytes, bytes]:
+def _header_blocks(path: str, more: tuple[tuple[str, str], ...]) -> tuple[bytes, bytes]:
     """The first call's header block, and every later one's: a byte a header."""
     headers = (
         (":method", "POST"), (":scheme", "https"), (":path", path),
         (":authority", "localhost"), ("content-type", "application/grpc"), ("te", "trailers"),
+        *more,
     )  # fmt: skip
     first = b"".join(_indexed_later(name, value) for name, value in headers)
     # The newest entry of the dynamic table is 62.
@@ -77,7 +78,11 @@ class Result:
 class Connection:
     """One HTTP/2 connection to one server."""
 
-    def __init__(self, address: str, tls: TlsFiles) -> None:
+    def __init__(
+        self, address: str, tls: TlsFiles, headers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        """`headers`: of every call, beside gRPC's own."""
+        self._headers = headers
         host, _, port = address.rpartition(":")
         context = ssl.create_default_context(cafile=tls.ca)
         context.load_cert_chain(tls.certificate, tls.key)
@@ -149,7 +154,7 @@ class Connection:
         return result
 
     def _call(self, path: str, body: bytes) -> bytes:
-        first, later = _header_blocks(path)
+        first, later = _header_blocks(path, self._headers)
         block = later if path == self._path else first
         self._path = path
         stream = self._stream

@@ -24,7 +24,9 @@ from control.xds.snapshot import (
     SENDING_ORDER,
     take_snapshot,
 )
+from control.xds.traffic import TrafficRules
 from control.xds.translate import NodeKind, Topology
+from router.policies.model import CircuitBreaker, Traffic
 from router.slotmap import Move, SlotMap
 
 CELLS = ("a", "b", "c")
@@ -275,3 +277,19 @@ async def test_a_subscriber_from_before_the_first_topology_is_answered_when_it_c
             early.publish(TOPOLOGY)
             assert _names(await subscriber.receive()) == {"cellpay"}
     await server.stop(0)
+
+
+async def test_an_edge_is_sent_endpoints_again_after_a_cluster_that_changed(
+    xds: XdsServer, stub: Any
+) -> None:
+    """Envoy once waited 15 s with each new circuit breaker, for endpoints that it had."""
+    rules = TrafficRules((Traffic(("a",), circuit_breaker=CircuitBreaker(7)),))
+    async with _subscriber(xds, stub, "edge-by-hand") as edge:
+        await edge.ask(CLUSTER)
+        await edge.ack(await edge.receive())
+        await edge.ask(ENDPOINT, "cell-a")
+        await edge.ack(await edge.receive(), "cell-a")
+        xds.publish(replace(TOPOLOGY, traffic=rules))
+        assert (await edge.receive()).type_url == CLUSTER
+        again = await edge.receive()
+        assert (again.type_url, _names(again)) == (ENDPOINT, {"cell-a"})

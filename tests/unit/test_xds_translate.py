@@ -157,7 +157,9 @@ def test_routes_come_over_ads_and_the_router_is_the_last_filter(kind: NodeKind) 
     manager = _manager(kind)
     assert manager.rds.route_config_name == NAMES[kind]
     assert manager.rds.config_source.HasField("ads")
-    expected = ["router"] if kind == NodeKind.CLIENT else ["envoy.filters.http.lua", "router"]
+    policing = ["envoy.filters.http.local_ratelimit", "envoy.filters.http.fault"]
+    edge = ["envoy.filters.http.lua", *policing, "router"]
+    expected = ["router"] if kind == NodeKind.CLIENT else edge
     assert [item.name for item in manager.http_filters] == expected
     cluster = _cluster(kind)
     assert cluster.eds_cluster_config.eds_config.HasField("ads")

@@ -1,0 +1,92 @@
+"""Following the policies: each change in etcd is in force here within the watch's delay.
+
+With etcd away what was in force stays in force. What a process has applied it tells under a lease
+of its own, so that the report vanishes with the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from router.policies.model import POLICIES_PREFIX, REPORTS_PREFIX
+from router.policies.rules import PolicySet, take
+from router.store.model import Lease, Store, StoreUnavailable
+
+log = structlog.get_logger(__name__)
+
+_REPORT_INTERVAL_S = 1.0
+_REPORT_TTL_S = 5
+
+
+class Follower:
+    """`on_change` hears of each new set, at once and without waiting for anything."""
+
+    def __init__(self, store: Store, on_change: Callable[[PolicySet], None]) -> None:
+        self._store = store
+        self._on_change = on_change
+        self.now = PolicySet()
+        self.changed = asyncio.Event()
+
+    async def run(self) -> None:
+        async for listing in self._store.watch(POLICIES_PREFIX):
+            stored = {key: (item.value, item.revision) for key, item in listing.items.items()}
+            self._take(stored)
+
+    def _take(self, stored: dict[str, tuple[str, int]]) -> None:
+        taken = take(self.now, stored)
+        if taken.applied == self.now.applied:
+            return
+        for item in taken.applied:
+            if item.alarm and item not in self.now.applied:
+                log.error("a policy is not valid and is ignored", **item._asdict())
+        self.now = taken
+        try:
+            self._on_change(taken)
+        except Exception:
+            # Whatever an operator wrote must not end a process that carries payments.
+            log.exception("policies could not be applied")
+        log.info("policies", applied=len(taken.applied))
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class Reporter:
+    """Tells etcd what this process has applied: at each change, and now and then."""
+
+    def __init__(
+        self, store: Store, follower: Follower, process: str, report: Callable[[], dict[str, Any]]
+    ) -> None:
+        """`report`: what there is to tell beside the applied policies."""
+        self._store = store
+        self._follower = follower
+        self._key = REPORTS_PREFIX + process
+        self._report = report
+        self._lease: Lease | None = None
+        self._told = ""
+
+    async def run(self) -> None:
+        while True:
+            changed = self._follower.changed
+            try:
+                await self._tell()
+            except StoreUnavailable as error:
+                log.info("etcd does not hear of the policies applied", why=str(error))
+            with contextlib.suppress(TimeoutError):
+                # Not wait_for: on Python 3.11 it loses a cancellation that comes with the result.
+                async with asyncio.timeout(_REPORT_INTERVAL_S):
+                    await changed.wait()
+
+    async def _tell(self) -> None:
+        if self._lease is None or not await self._lease.refresh():
+            self._lease, self._told = await self._store.lease(_REPORT_TTL_S), ""
+        applied = [list(item) for item in self._follower.now.applied]
+        told = json.dumps({"applied": applied, **self._report()})
+        if told != self._told:
+            await self._store.commit(expect={}, puts={self._key: told}, lease=self._lease)
+            self._told = told
