@@ -17,9 +17,11 @@ from typing import Any
 import grpc
 import structlog
 import uvloop
-from cellpay.control.v1 import control_pb2_grpc
+from cellpay.control.v1 import control_pb2_grpc, drills_pb2_grpc
 from grpc_health.v1 import health, health_pb2
 
+from control.drills.service import DrillService
+from control.drills.watching import Keeper
 from control.fencing import DATABASE_FAULTS, Fence, make_fence_engine
 from control.health import Watchman
 from control.leader import Leadership
@@ -50,6 +52,7 @@ log = structlog.get_logger(__name__)
 
 _SERVICES = [
     "cellpay.control.v1.ControlService",
+    "cellpay.control.v1.DrillService",
     "envoy.service.discovery.v3.AggregatedDiscoveryService",
 ]
 _RETRY_S = 0.5
@@ -71,7 +74,9 @@ async def serve(settings: ControllerSettings) -> None:
 
     def publish() -> None:
         if view.slot_map is not None and view.knows_live:
-            endpoints = {cell: live.addresses for cell, live in view.live.items()}
+            endpoints = {
+                cell: view.detours.get(cell, live.addresses) for cell, live in view.live.items()
+            }
             xds.publish(Topology(view.slot_map, endpoints, settings.edge_listen, lua))
 
     view.on_change = publish
@@ -92,6 +97,8 @@ async def serve(settings: ControllerSettings) -> None:
         server, SlotsHere(settings.name), faults={StoreUnavailable: store_refusal}
     )
     control_pb2_grpc.add_ControlServiceServicer_to_server(ControlService(store, view, xds), guarded)
+    keeper = Keeper(Path(settings.mesh)) if settings.mesh else None
+    drills_pb2_grpc.add_DrillServiceServicer_to_server(DrillService(store, view, keeper), guarded)
     xds.add_to_server(server)
     add_standard_services(server, health_servicer, _SERVICES)
     server.add_secure_port(settings.listen, tls.server_credentials())
@@ -106,6 +113,9 @@ async def serve(settings: ControllerSettings) -> None:
             group.create_task(view.follow_map())
             group.create_task(view.follow_declared())
             group.create_task(view.follow_live())
+            group.create_task(view.follow_detours())
+            if keeper is not None:
+                group.create_task(keeper.run())
             group.create_task(leadership.run())
             group.create_task(watchman.run())
             group.create_task(_run_operations(store, runner, leadership))

@@ -15,6 +15,7 @@ from control.operations.steps import Known
 from router.slotmap import SlotMap
 from router.store.model import (
     DECLARED_CELLS_PREFIX,
+    DETOURS_PREFIX,
     LIVE_CELLS_PREFIX,
     PREFERRED_SLOT_MAP_KEY,
     SLOT_MAP_KEY,
@@ -42,6 +43,8 @@ class View:
     preferred: SlotMap | None = None
     declared: dict[str, str] = field(default_factory=dict)
     live: dict[str, LiveCell] = field(default_factory=dict)
+    # Cell → addresses of a drill's proxies before it.
+    detours: dict[str, list[str]] = field(default_factory=dict)
     # False until the first listing: to publish before it would tell clients that all are dead.
     knows_live: bool = False
     seen_alive: set[str] = field(default_factory=set)
@@ -91,6 +94,14 @@ class View:
                 self.missing_since[cell] = time.monotonic()
             for cell in self.live:
                 self.missing_since.pop(cell, None)
+            self._tell()
+
+    async def follow_detours(self) -> None:
+        async for listing in self.store.watch(DETOURS_PREFIX):
+            self.detours = {
+                key.removeprefix(DETOURS_PREFIX): json.loads(item.value)
+                for key, item in listing.items.items()
+            }
             self._tell()
 
     def missing_for_s(self, cell: str) -> float:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cells.verification.auditor import audit
 from cells.verification.model import Report, lines
+from control.cellctl.drill import app as drill_app
 from control.cellctl.load import (
     Loader,
     LoadReport,
@@ -44,6 +45,8 @@ from router.errors import Refusal, details_of
 from router.slots import parse_range, slot_of_user
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+app.add_typer(drill_app, name="drill")
 
 DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
