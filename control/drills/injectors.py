@@ -28,8 +28,6 @@ from control.mesh import launcher
 from control.mesh.processes import send
 
 _CUT_INTERVAL_S = 0.5
-# Room for JetStream to go on for a moment before the disk is full.
-_DISK_SPARE_BYTES = 256 * 1024
 _PAGE = 4096
 _CUT = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -192,7 +190,7 @@ def _mount_over(folder: Path) -> None:
 
 def _fill(folder: Path) -> int:
     free = os.statvfs(folder)
-    wanted = max(0, free.f_bavail * free.f_frsize - _DISK_SPARE_BYTES)
+    wanted = free.f_bavail * free.f_frsize
     with open(folder / "drill.fill", "wb") as file:
         os.posix_fallocate(file.fileno(), 0, max(wanted, _PAGE))
     return wanted

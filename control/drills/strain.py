@@ -76,7 +76,9 @@ async def _peak_per_s(probe: Probe) -> float:
     async def payer(number: int) -> None:
         nonlocal paid
         while loop.time() < until:
-            paid += await probe.pay(number)
+            made = await probe.pay(number)
+            # Not `paid += await …`, which adds to what it was before the wait.
+            paid += made
             number += _CALIBRATION_PAYERS
 
     async with asyncio.TaskGroup() as group:
