@@ -32,10 +32,10 @@ _ENDED = frozenset(
 _WAIT_S = 120.0
 
 
-def spec(name: str, fault: pb.Fault, **fields: Any) -> pb.DrillSpec:
+def spec(name: str, fault: pb.Fault.ValueType, **fields: Any) -> pb.DrillSpec:
     """Short checks; generous bounds, since a test machine may be busy elsewhere."""
     bounds = pb.Hypothesis(p99_max_ms=8_000, during_p99_max_ms=60_000, during_success_min=0.5)
-    plain = {"check_s": 1, "observe_s": 2, "lease_s": 60, "hypothesis": bounds}
+    plain: dict[str, Any] = {"check_s": 1, "observe_s": 2, "lease_s": 60, "hypothesis": bounds}
     return pb.DrillSpec(name=name, fault=fault, **(plain | fields))
 
 

@@ -197,4 +197,7 @@ def _outcome(drill: Any) -> dict[str, Any]:
 
 
 def _why(drill: Any) -> str:
-    return "; ".join(f"{check.phase}: {check.why}" for check in drill.checks if not check.holds)
+    """What did not hold; else the last thing that was noted, as why it was cut short."""
+    broken = "; ".join(f"{check.phase}: {check.why}" for check in drill.checks if not check.holds)
+    notes = [record.note for record in drill.history if record.note]
+    return broken or (notes[-1] if notes else "")
