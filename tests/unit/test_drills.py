@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -202,3 +203,20 @@ def test_the_report_says_the_same_to_people_and_to_programs() -> None:
     text = as_markdown(content)
     for expected in ("loss", "held", "3200 ms", "| before |", "## Timeline", "a test"):
         assert expected in text
+
+
+def test_the_states_in_the_documentation_are_the_tables() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/drills.md").read_text(encoding="utf-8")
+    block = page.split("<!-- drill-states -->\n```\n")[1].split("\n```")[0]
+    lines = []
+    for state, onward in TRANSITIONS.items():
+        to = " | ".join(sorted(set(onward.values())))
+        lines.append(f"{state} → {to}" if to else str(state))
+    assert block == "\n".join(lines)
+
+
+def test_every_fault_has_a_terraform_drill() -> None:
+    folder = Path(__file__).resolve().parents[2] / "terraform" / "drills"
+    texts = [path.read_text(encoding="utf-8") for path in folder.glob("*/main.tf")]
+    for fault in Fault:
+        assert any(f'"{fault}"' in text for text in texts), fault
