@@ -44,6 +44,7 @@ from router.store.model import StoreUnavailable
 log = structlog.get_logger(__name__)
 
 _TICK_S = 0.1
+_LOCK_WAIT_S = 1.0
 _BOOKS_TIMEOUT_S = 60.0
 # What is in doubt ends within this.
 _SETTLE_S = 60.0
@@ -297,7 +298,7 @@ def main() -> None:
     resumed = bool(rest)
     if rest and rest[0] == "--after":
         take_over_from(journal, Identity(int(rest[1]), rest[2]))
-    with journal.owned() as ours:
+    with journal.owned(_LOCK_WAIT_S) as ours:
         if not ours:
             return
         if not rest:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from control.drills.model import Drill
 from control.mesh.state import write_atomically
 
 FOLDER = "drills"
+_LOCK_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +76,33 @@ class Journal:
         write_atomically(folder / "report.json", document.encode())
 
     @contextmanager
-    def owned(self) -> Iterator[bool]:
-        """True within the block: this process, and no other, carries the drill out."""
+    def owned(self, wait_s: float = 0.0) -> Iterator[bool]:
+        """True within the block: this process, and no other, carries the drill out.
+
+        Somebody who only asks (`has_owner`) holds the lock for a moment too, hence the wait.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         with os.fdopen(handle, "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
+            until = time.monotonic() + wait_s
+            while not _locked(file.fileno()):
+                if time.monotonic() >= until:
+                    yield False
+                    return
+                time.sleep(_LOCK_POLL_S)
             yield True
 
     def has_owner(self) -> bool:
         with self.owned() as free:
             return not free
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def journals(data: Path) -> list[Journal]:

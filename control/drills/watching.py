@@ -35,6 +35,7 @@ _POLL_S = 0.25
 # Healing takes a while too: restarts, moves, checks.
 _OVERTIME_S = 30.0
 _KEEP_INTERVAL_S = 2.0
+_START_S = 30.0
 # A drill that its process cannot end needs a person, not a loop.
 _TAKEN_UP_MAX = 3
 
@@ -89,12 +90,15 @@ class Keeper:
             self._started = [item for item in self._started if exit_code_of(item) is None]
             for journal in await asyncio.to_thread(journals, self.data):
                 drill = await asyncio.to_thread(journal.load)
-                if drill is None or drill.ended or journal.has_owner():
+                if drill is None or drill.ended:
                     continue
-                # Its runner may just be starting.
                 age_s = time.time() - drill.history[-1].time_ms / 1000
                 key = (drill.spec.name, drill.run)
-                if age_s < 2 * _KEEP_INTERVAL_S or self._taken_up[key] >= _TAKEN_UP_MAX:
+                # Its runner may just be starting, which takes a busy machine a while.
+                patience_s = _START_S if drill.state == State.PLANNED else 2 * _KEEP_INTERVAL_S
+                if age_s < patience_s or self._taken_up[key] >= _TAKEN_UP_MAX:
+                    continue
+                if journal.has_owner():
                     continue
                 self._taken_up[key] += 1
                 log.warning("a drill has nobody; healing it", drill=drill.spec.name)

@@ -26,6 +26,7 @@ from control.drills.model import (
 )
 from control.drills.report import as_json, as_markdown, document
 from control.drills.rules import Sample
+from control.drills.store import EndRequest, Journal, journals
 
 CELLS = {"a": "east", "b": "west", "c": "west"}
 BOUND = Hypothesis()
@@ -220,3 +221,24 @@ def test_every_fault_has_a_terraform_drill() -> None:
     texts = [path.read_text(encoding="utf-8") for path in folder.glob("*/main.tf")]
     for fault in Fault:
         assert any(f'"{fault}"' in text for text in texts), fault
+
+
+def test_a_drill_has_one_owner_and_who_asks_does_not_keep_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "loss")
+    assert not journal.has_owner()
+    with journal.owned() as ours:
+        assert ours
+        assert journal.has_owner()
+        with journal.owned() as again:
+            assert not again
+    assert not journal.has_owner()
+
+
+def test_an_end_belongs_to_one_run(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "loss")
+    assert journal.load() is None
+    journal.save(drill())
+    journal.ask_to_end(EndRequest(1, "ann", "enough", audited=True))
+    assert journal.end_request(1) is not None
+    assert journal.end_request(2) is None
+    assert [item.name for item in journals(tmp_path)] == ["loss"]
