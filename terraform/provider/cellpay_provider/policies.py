@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import grpc
 from cellpay.control.v1 import control_pb2
 from tf import schema
-from tf.types import NormalizedJson
+from tf.types import NormalizedJson, Unknown
 
 from cellpay_provider.plane import reason_of, told
 from cellpay_provider.resource import (
@@ -29,6 +30,15 @@ except ImportError:
     policies_pb2 = policies_pb2_grpc = None
 
 _KINDS = ("traffic", "breakers", "degradation", "limits")
+
+
+class Document(NormalizedJson):
+    """JSON, spelt as Terraform's jsonencode spells it: an import then shows no difference."""
+
+    def encode(self, value: Any) -> Any:
+        if value is None or value is Unknown:
+            return value
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 class FailoverPolicy(MeshResource):
@@ -109,7 +119,7 @@ class DocumentPolicy(MeshResource):
             version=1,
             attributes=[
                 required("name", String(), "Lower case letters, digits, hyphens.", replace=True),
-                required("document", NormalizedJson(), "Its JSON: jsonencode({…})."),
+                required("document", Document(), "Its JSON: jsonencode({…})."),
                 optional("reason", String(), DEFAULT_REASON, REASON),
                 computed("revision", Number(), "etcd's, of its last change."),
             ],
@@ -129,7 +139,7 @@ class DocumentPolicy(MeshResource):
             raise
 
     def _set(self, planned: dict[str, Any], revision: int) -> dict[str, Any]:
-        document = NormalizedJson().encode(planned["document"])
+        document = Document().encode(planned["document"])
         request = policies_pb2.SetPolicyRequest(
             kind=self.kind, name=planned["name"], document=document, revision=revision,
             reason=planned["reason"],
@@ -140,7 +150,7 @@ class DocumentPolicy(MeshResource):
     def _state(self, policy: Any, reason: str) -> dict[str, Any]:
         return {
             "name": policy.name,
-            "document": NormalizedJson().decode(policy.document),
+            "document": Document().decode(policy.document),
             "reason": reason,
             "revision": policy.revision,
         }
@@ -157,8 +167,6 @@ class DocumentPolicy(MeshResource):
         return current
 
     def plan(self, ctx: Any, current: dict[str, Any] | None, planned: dict[str, Any]) -> Any:
-        from tf.types import Unknown
-
         return {**planned, "revision": Unknown} if ctx.changed_fields else planned
 
     def update(
