@@ -141,6 +141,7 @@ resource "cellpay_drill" "this" {
   check_s            = 1
   p99_max_ms         = 8000
   during_p99_max_ms  = 60000
+  during_success_min = 0.33
   reason             = "terraform's test"
 }
 """

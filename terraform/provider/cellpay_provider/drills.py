@@ -114,8 +114,8 @@ class Drill(MeshResource):
             spec = pb.DrillSpec(
                 name=planned["name"],
                 fault=pb.Fault.Value(fault),
-                hypothesis=pb.Hypothesis(**{name: planned[name] for name in _BOUNDS}),
-                **{name: planned[name] for name in _SPEC},
+                hypothesis=pb.Hypothesis(**{name: _plain(planned[name]) for name in _BOUNDS}),
+                **{name: _plain(planned[name]) for name in _SPEC},
             )
             request = pb.StartDrillRequest(spec=spec, reason=planned["reason"])
             drill = self.plane.call(self.plane.drills.StartDrill, request)
@@ -182,6 +182,14 @@ class Drill(MeshResource):
                 **_outcome(drill),
             }
         return None
+
+
+def _plain(value: Any) -> Any:
+    """Terraform sends a number that binary cannot hold exactly, such as 0.99, as its digits."""
+    try:
+        return float(value) if isinstance(value, str) and value else value
+    except ValueError:
+        return value
 
 
 def _state(drill: Any) -> str:
