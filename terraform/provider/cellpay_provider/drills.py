@@ -114,8 +114,10 @@ class Drill(MeshResource):
             spec = pb.DrillSpec(
                 name=planned["name"],
                 fault=pb.Fault.Value(fault),
-                hypothesis=pb.Hypothesis(**{name: _plain(planned[name]) for name in _BOUNDS}),
-                **{name: _plain(planned[name]) for name in _SPEC},
+                hypothesis=pb.Hypothesis(
+                    **{name: _plain(planned[name], Number()) for name in _BOUNDS}
+                ),
+                **{name: _plain(planned[name], kind) for name, (kind, _, _) in _SPEC.items()},
             )
             request = pb.StartDrillRequest(spec=spec, reason=planned["reason"])
             drill = self.plane.call(self.plane.drills.StartDrill, request)
@@ -184,12 +186,9 @@ class Drill(MeshResource):
         return None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, kind: Any) -> Any:
     """Terraform sends a number that binary cannot hold exactly, such as 0.99, as its digits."""
-    try:
-        return float(value) if isinstance(value, str) and value else value
-    except ValueError:
-        return value
+    return float(value) if isinstance(kind, Number) and isinstance(value, str) else value
 
 
 def _state(drill: Any) -> str:
