@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA ?= .cellpay
 STAMP := $(VENV)/.installed
 
-.PHONY: default demo test quick lint types layers protos up down status verify bench bench-quick profile xds-push policy-push overload clean install
+.PHONY: default demo test quick lint types layers protos up down status verify bench bench-quick profile xds-push policy-push overload terraform drills clean install
 
 default: lint types layers quick
 
@@ -22,7 +22,7 @@ install: $(STAMP)
 demo: $(STAMP)  ## three cells, real purchases, one region killed, the books audited
 	@$(BIN)/cellctl demo
 
-test: $(STAMP) lint types layers  ## everything, on real components
+test: $(STAMP) terraform lint types layers  ## everything, on real components
 	@$(BIN)/python -m pytest
 
 quick: $(STAMP)  ## unit and property tests only
@@ -72,5 +72,16 @@ policy-push: $(STAMP)  ## a policy to 1,000 subscribers and 1,000 processes → 
 overload: $(STAMP)  ## three times what a cell can do, with policies and without → bench/results/overload.json
 	@$(BIN)/python -m tests.bench.overload
 
+TERRAFORM_STAMP := .venv-terraform/.installed
+
+$(TERRAFORM_STAMP): terraform/install.py $(wildcard protos/cellpay/control/v1/*.proto)
+	@$(PYTHON) terraform/install.py .venv-terraform
+	@touch $@
+
+terraform: $(TERRAFORM_STAMP)  ## the provider, installed locally: export TF_CLI_CONFIG_FILE=$$PWD/.venv-terraform/terraform.rc
+
+drills: $(STAMP) terraform  ## every drill of terraform/drills on a mesh of its own → drills-reports/
+	@$(BIN)/python terraform/run_drills.py
+
 clean:
-	rm -rf $(VENV) protos/gen .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-terraform protos/gen .mypy_cache .ruff_cache .hypothesis

@@ -18,10 +18,17 @@ from typing import Any
 import grpc
 import structlog
 import uvloop
-from cellpay.control.v1 import control_pb2_grpc, operations_pb2_grpc, policies_pb2_grpc
+from cellpay.control.v1 import (
+    control_pb2_grpc,
+    drills_pb2_grpc,
+    operations_pb2_grpc,
+    policies_pb2_grpc,
+)
 from grpc_health.v1 import health, health_pb2
 
 from control.doors import Doors
+from control.drills.service import DrillService
+from control.drills.watching import Keeper
 from control.fencing import DATABASE_FAULTS, Fence, make_fence_engine
 from control.health import Watchman
 from control.leader import Leadership
@@ -59,6 +66,7 @@ _SERVICES = [
     "cellpay.control.v1.ControlService",
     "cellpay.control.v1.OperationsService",
     "cellpay.control.v1.PolicyService",
+    "cellpay.control.v1.DrillService",
     "envoy.service.discovery.v3.AggregatedDiscoveryService",
 ]
 _RETRY_S = 0.5
@@ -82,7 +90,9 @@ async def serve(settings: ControllerSettings) -> None:
 
     def publish() -> None:
         if view.slot_map is not None and view.knows_live:
-            endpoints = {cell: live.addresses for cell, live in view.live.items()}
+            endpoints = {
+                cell: view.detours.get(cell, live.addresses) for cell, live in view.live.items()
+            }
             traffic = traffic_of(policies.now)
             xds.publish(Topology(view.slot_map, endpoints, settings.edge_listen, lua, traffic))
 
@@ -104,12 +114,8 @@ async def serve(settings: ControllerSettings) -> None:
     guarded: Any = GuardedServer(
         server, SlotsHere(settings.name), faults={StoreUnavailable: store_refusal}
     )
-    control = ControlService(store, view, xds, watchman.pulses)
-    control_pb2_grpc.add_ControlServiceServicer_to_server(control, guarded)
-    operations_pb2_grpc.add_OperationsServiceServicer_to_server(control.operations(), guarded)
-    policies_pb2_grpc.add_PolicyServiceServicer_to_server(
-        PolicyService(store, lambda: view.declared), guarded
-    )
+    keeper = Keeper(Path(settings.mesh)) if settings.mesh else None
+    _add_services(guarded, store, view, xds, watchman, keeper)
     xds.add_to_server(server)
     add_standard_services(server, health_servicer, _SERVICES)
     server.add_secure_port(settings.listen, tls.server_credentials())
@@ -123,6 +129,8 @@ async def serve(settings: ControllerSettings) -> None:
             group.create_task(_seed(store, fence, settings))
             group.create_task(view.follow())
             group.create_task(_follow_policies(store, policies, settings.name))
+            if keeper is not None:
+                group.create_task(keeper.run())
             group.create_task(leadership.run())
             group.create_task(watchman.run())
             group.create_task(Doors(view).run())
@@ -137,6 +145,22 @@ async def serve(settings: ControllerSettings) -> None:
         await calls.close()
         await store.close()
         await fence.close()
+
+
+def _add_services(
+    guarded: Any,
+    store: Store,
+    view: View,
+    xds: XdsServer,
+    watchman: Watchman,
+    keeper: Keeper | None,
+) -> None:
+    control = ControlService(store, view, xds, watchman.pulses)
+    control_pb2_grpc.add_ControlServiceServicer_to_server(control, guarded)
+    operations_pb2_grpc.add_OperationsServiceServicer_to_server(control.operations(), guarded)
+    policies = PolicyService(store, lambda: view.declared)
+    policies_pb2_grpc.add_PolicyServiceServicer_to_server(policies, guarded)
+    drills_pb2_grpc.add_DrillServiceServicer_to_server(DrillService(store, view, keeper), guarded)
 
 
 async def _seed(store: Store, fence: Fence, settings: ControllerSettings) -> None:

@@ -34,6 +34,9 @@ class ControllerSettings:
     startup_grace_s: float = 30.0
     # A lease must be gone for this long: a cell that registers anew within it is no failover.
     dead_confirm_s: float = 0.25
+    # The directory of the local mesh that this controller belongs to, where drills are carried out;
+    # empty: none, and drills are refused.
+    mesh: str = ""
 
 
 def read_settings(path: Path) -> ControllerSettings:

@@ -19,6 +19,7 @@ from router.slotmap import SlotMap
 from router.store.model import (
     CELL_HEALTH_PREFIX,
     DECLARED_CELLS_PREFIX,
+    DETOURS_PREFIX,
     FAILOVER_POLICY_KEY,
     HELD_CELLS_PREFIX,
     LIVE_CELLS_PREFIX,
@@ -49,6 +50,8 @@ class View:
     preferred: SlotMap | None = None
     declared: dict[str, str] = field(default_factory=dict)
     live: dict[str, LiveCell] = field(default_factory=dict)
+    # Cell → addresses of a drill's proxies before it.
+    detours: dict[str, list[str]] = field(default_factory=dict)
     # False until the first listing: to publish before it would tell clients that all are dead.
     knows_live: bool = False
     seen_alive: set[str] = field(default_factory=set)
@@ -130,6 +133,7 @@ class View:
             group.create_task(self.follow_declared())
             group.create_task(self.follow_live())
             group.create_task(self.follow_operations())
+            group.create_task(self.follow_detours())
 
     async def follow_declared(self) -> None:
         async for listing in self.store.watch(DECLARED_CELLS_PREFIX):
@@ -206,6 +210,14 @@ class View:
                 self._processes[key] = now
             # Nobody is woken: figures are looked at by the clock.
             first = False
+
+    async def follow_detours(self) -> None:
+        async for listing in self.store.watch(DETOURS_PREFIX):
+            self.detours = {
+                key.removeprefix(DETOURS_PREFIX): json.loads(item.value)
+                for key, item in listing.items.items()
+            }
+            self._tell()
 
     def missing_for_s(self, cell: str) -> float:
         since = self.missing_since.get(cell)

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cells.verification.auditor import audit
 from cells.verification.model import Report, lines
 from control.cellctl import operate, policies
+from control.cellctl.drill import app as drill_app
 from control.cellctl.load import (
     Loader,
     LoadReport,
@@ -46,6 +47,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
 app.add_typer(policies.app, name="policy")
 app.command()(policies.degrade)
+app.add_typer(drill_app, name="drill")
 
 DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from cellpay.control.v1 import control_pb2_grpc, operations_pb2_grpc, policies_pb2_grpc
+from cellpay.control.v1 import (
+    control_pb2_grpc,
+    drills_pb2_grpc,
+    operations_pb2_grpc,
+    policies_pb2_grpc,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cells.database import make_engine
@@ -78,6 +83,15 @@ class Session:
         credentials = self.tls(name).channel_credentials()
         async with grpc.aio.secure_channel(address, credentials) as channel:
             yield policies_pb2_grpc.PolicyServiceStub(channel)
+
+    @contextlib.asynccontextmanager
+    async def drills(
+        self, name: str = "operator"
+    ) -> AsyncIterator[drills_pb2_grpc.DrillServiceAsyncStub]:
+        credentials = self.tls(name).channel_credentials()
+        address = self.state.address("controller")
+        async with grpc.aio.secure_channel(address, credentials) as channel:
+            yield drills_pb2_grpc.DrillServiceStub(channel)
 
     @contextlib.asynccontextmanager
     async def mesh(self, policy: CallPolicy | None = None) -> AsyncIterator[Mesh]:

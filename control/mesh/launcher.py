@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,8 +115,16 @@ def remove(data: Path, progress: Progress = silent) -> None:
         settings.remove_files(state)
 
 
-def start(data: Path, name: str, progress: Progress = silent) -> ProcessStatus:
-    """Starts one process by name where none runs, and waits until it is ready."""
+def start(
+    data: Path,
+    name: str,
+    progress: Progress = silent,
+    environment: Mapping[str, str] | None = None,
+) -> ProcessStatus:
+    """Starts one process by name where none runs, and waits until it is ready.
+
+    `environment`: more of it, for this start alone.
+    """
     state = _require(data)
     place = place_of(name, state.cells)
     with locked(data):
@@ -125,7 +133,7 @@ def start(data: Path, name: str, progress: Progress = silent) -> ProcessStatus:
         if record is not None and is_alive(record.identity):
             return _status(state, place)
         settings.write_missing(state, place)
-        state, process = begin(state, place)
+        state, process = begin(state, place, environment)
     # Outside the lock: others may start meanwhile, as chaos tests do.
     await_ready([process], DEFAULTS.ready_wait_s, progress)
     return _status(state, place)

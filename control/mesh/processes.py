@@ -264,6 +264,20 @@ def strays_of(owner: Path) -> list[Identity]:
     ]
 
 
+def session_of(leader: Identity) -> list[Identity]:
+    """The other living processes of the session that this one leads: what it started (Linux)."""
+    return [
+        item for item in _living() if item.pid != leader.pid and _session(item.pid) == leader.pid
+    ]
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
+
+
 def workers_of(directory: Path, executable: Path) -> list[Identity]:
     """Living processes of this executable at work in this directory.
 

@@ -80,7 +80,7 @@ def merged(document: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
 def remove_files(state: MeshState) -> None:
     """Deletes what a mesh writes in its directory, and nothing else that may be there."""
     postgres.remove_data(state)
-    names = ["etcd", "nats", "envoy", *_CONTROLLERS, "cells", "logs", "tls", "xds"]
+    names = ["etcd", "nats", "envoy", *_CONTROLLERS, "cells", "drills", "logs", "tls", "xds"]
     names += [f"redis-{cell}" for cell in state.cells]
     for name in names:
         shutil.rmtree(state.path / name, ignore_errors=True)
@@ -102,6 +102,7 @@ def _controller(
         "cells": {cell: region_of(cell) for cell in state.cells},
         "automatic_failover": options.automatic_failover,
         "edge_listen": state.address("envoy"),
+        "mesh": state.data,
     }
 
 

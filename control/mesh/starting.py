@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,9 @@ class Running:
         return Path(self.record.log)
 
 
-def begin(state: MeshState, place: Place) -> tuple[MeshState, Running]:
+def begin(
+    state: MeshState, place: Place, environment: Mapping[str, str] | None = None
+) -> tuple[MeshState, Running]:
     """Starts a process that does not run, and writes down that it does. Needs the lock."""
     if place.role == "postgres":
         placed = postgres.place(state)
@@ -59,7 +61,7 @@ def begin(state: MeshState, place: Place) -> tuple[MeshState, Running]:
             log=log,
             owner=state.path,
             run_as=launch.run_as,
-            environment=launch.environment,
+            environment={**launch.environment, **(environment or {})},
         )
     )
     record = ProcessRecord(

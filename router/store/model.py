@@ -24,6 +24,9 @@ OPEN_OPERATIONS_PREFIX = "/cellpay/operations-open/"
 AUDIT_PREFIX = "/cellpay/audit/"
 FAILOVER_POLICY_KEY = "/cellpay/policies/failover"
 LEADER_KEY = "/cellpay/controller/leader"
+# Cell → addresses that xDS names in place of its own, under the lease of a drill.
+DETOURS_PREFIX = "/cellpay/detours/"
+RUNNING_DRILL_KEY = "/cellpay/drill-running"
 
 
 class StoreUnavailable(Exception):

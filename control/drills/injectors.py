@@ -1,0 +1,266 @@
+"""How each fault is done. First it is written down how to undo it, then it is done.
+
+Only processes of the mesh are touched, by PID and start time. What needs this process to last
+(proxies, load, a loop that cuts connections) is in `site.held`, and ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
+
+import asyncpg
+from cellpay.control.v1 import control_pb2 as pb
+
+from control.drills.detour import Weather, detour
+from control.drills.model import Fault, Remedy, Undo
+from control.drills.rules import latency_ms_of, touched_cells
+from control.drills.site import NotPossible, Site
+from control.drills.strain import overload, slow_channel
+from control.mesh import launcher
+from control.mesh.processes import send
+
+_CUT_INTERVAL_S = 0.5
+_PAGE = 4096
+_CUT = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND application_name LIKE $1
+"""
+
+
+async def inject(site: Site) -> str:
+    """Does the fault; a note for people. Raises NotPossible before anything was done."""
+    cells = touched_cells(site.spec, site.cells)
+    if cells:
+        # Applied last: the cells must be there again.
+        site.remember(Undo(Remedy.GIVE_BACK, ",".join(sorted(cells)), await _owners(site)))
+    return await _INJECTORS[site.spec.fault](site)
+
+
+async def _owners(site: Site) -> str:
+    slot_map = await site.slot_map()
+    return json.dumps([[item.first, item.last, item.cell] for item in slot_map.ranges])
+
+
+async def _cell_loss(site: Site) -> str:
+    return _kill(site, site.names("cell", cell=site.spec.cell), f"cell {site.spec.cell}")
+
+
+async def _region_loss(site: Site) -> str:
+    names = [
+        name
+        for cell in sorted(touched_cells(site.spec, site.cells))
+        for name in site.names("cell", "relay", "redis", cell=cell)
+    ]
+    return _kill(site, names, site.spec.region)
+
+
+async def _nats_loss(site: Site) -> str:
+    return _kill(site, site.names("nats"), "NATS")
+
+
+async def _redis_loss(site: Site) -> str:
+    return _kill(site, site.names("redis", cell=site.spec.cell), "Redis")
+
+
+async def _etcd_member_loss(site: Site) -> str:
+    members = site.names("etcd")
+    note = _kill(site, members[-1:], "an etcd member")
+    return note + ("; it was the only one" if len(members) == 1 else f" of {len(members)}")
+
+
+async def _etcd_quorum_loss(site: Site) -> str:
+    members = site.names("etcd")
+    majority = members[: len(members) // 2 + 1]
+    return f"{_stop(site, majority, 'etcd')} of {len(members)} members"
+
+
+async def _pause(site: Site) -> str:
+    return _stop(site, site.names("cell", cell=site.spec.cell), f"cell {site.spec.cell}")
+
+
+def _kill(site: Site, names: Iterable[str], what: str) -> str:
+    names = list(names)
+    if not names:
+        raise NotPossible(f"no process of {what} runs")
+    for name in names:
+        site.remember(Undo(Remedy.START, name))
+    pids = [launcher.kill(site.data, name, signal.SIGKILL) for name in names]
+    told = ", ".join(f"{name} ({pid})" for name, pid in zip(names, pids, strict=True))
+    return f"SIGKILL to {told}"
+
+
+def _stop(site: Site, names: Iterable[str], what: str) -> str:
+    found = [identity for name in names for identity in site.identities(name)]
+    if not found:
+        raise NotPossible(f"no process of {what} runs")
+    for identity in found:
+        site.remember(Undo(Remedy.CONTINUE, str(identity.pid), identity.started))
+    for identity in found:
+        send(identity, signal.SIGSTOP)
+    return f"SIGSTOP to {len(found)} processes of {what}"
+
+
+async def _partition(site: Site) -> str:
+    spec = site.spec
+
+    def cut_off_from(other: str) -> Callable[[], list[int]]:
+        names = [f"cell-{other}", f"relay-{other}"]
+        return lambda: [item.pid for name in names for item in site.identities(name)]
+
+    for cell, other in ((spec.cell, spec.other_cell), (spec.other_cell, spec.cell)):
+        await _detour(site, cell, Weather(cut_off=cut_off_from(other)))
+    return (
+        f"{spec.cell} and {spec.other_cell} do not reach each other (TCP proxies: cells on "
+        "loopback share a network namespace)"
+    )
+
+
+async def _latency(site: Site) -> str:
+    late_ms = latency_ms_of(site.spec)
+    lost = site.spec.loss_ratio or 0.01
+    await _detour(site, site.spec.cell, Weather(latency_s=late_ms / 1000, loss_ratio=lost))
+    return f"{late_ms} ms each way to cell {site.spec.cell}, {lost:.1%} retransmitted (TCP proxy)"
+
+
+async def _detour(site: Site, cell: str, weather: Weather) -> None:
+    addresses = await site.addresses(cell)
+    if not addresses:
+        raise NotPossible(f"cell {cell} holds no lease")
+    await site.held.enter_async_context(detour(site.store, site.group, cell, addresses, weather))
+
+
+async def _database_connection_loss(site: Site) -> str:
+    url = site.state().database_url.replace("+asyncpg", "")
+    pattern = f"cell-{site.spec.cell}%" if site.spec.cell else "cell-%"
+
+    async def cut_again_and_again() -> None:
+        while True:
+            # Our own connection may be cut by another drill's or die with the database.
+            with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                connection = await asyncpg.connect(url, timeout=5)
+                try:
+                    while True:
+                        await connection.execute("SELECT 1")
+                        await connection.fetchval(_CUT, pattern)
+                        await asyncio.sleep(_CUT_INTERVAL_S)
+                finally:
+                    connection.terminate()
+            await asyncio.sleep(_CUT_INTERVAL_S)
+
+    site.held.callback(site.group.create_task(cut_again_and_again()).cancel)
+    return f"connections of {pattern} are cut every {_CUT_INTERVAL_S} s"
+
+
+async def _full_disk(site: Site) -> str:
+    """JetStream's folder on a tmpfs of nearly its own size, the rest of it filled up."""
+    if os.geteuid() != 0 or not shutil.which("mount"):
+        raise NotPossible("mounting a small tmpfs needs root")
+    if not site.names("nats"):
+        raise NotPossible("NATS does not run")
+    folder = site.data / "nats" / "data"
+    site.remember(Undo(Remedy.UNMOUNT, str(folder)))
+    await asyncio.to_thread(launcher.stop, site.data, "nats")
+    await asyncio.to_thread(_mount_over, folder)
+    await asyncio.to_thread(launcher.start, site.data, "nats")
+    filled = await asyncio.to_thread(_fill, folder)
+    return f"{filled} bytes fill the tmpfs under JetStream (other disks are as they were)"
+
+
+def _mount_over(folder: Path) -> None:
+    used = sum(path.stat().st_size + _PAGE for path in folder.rglob("*"))
+    size = used + 16 * 1024 * 1024
+    copy = folder.with_name("data.copy")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(folder, copy)
+    options = f"size={size},mode=0755"
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "cellpay-drill", str(folder)], check=True
+    )
+    shutil.copytree(copy, folder, dirs_exist_ok=True)
+    shutil.rmtree(copy)
+
+
+def _fill(folder: Path) -> int:
+    free = os.statvfs(folder)
+    wanted = free.f_bavail * free.f_frsize
+    with open(folder / "drill.fill", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(wanted, _PAGE))
+    return wanted
+
+
+async def _clock_jump(site: Site) -> str:
+    """The cell starts anew under libfaketime with the true time; then its clock jumps."""
+    cell, offset = site.spec.cell, site.spec.clock_offset_s or 3_600
+    library = _faketime()
+    name = f"cell-{cell}"
+    offset_file = site.data / "drills" / site.spec.name / "clock"
+    offset_file.write_text("+0\n")
+    environment = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(offset_file),
+        "FAKETIME_CACHE_DURATION": "1",
+        # Deadlines and sleeps go by the monotonic clock, which does not jump on real machines.
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+    site.remember(Undo(Remedy.RESTART, name))
+    await restart_drained(site, name, environment)
+    offset_file.write_text(f"{offset:+d}\n")
+    return f"the clock of cell {cell} jumps by {offset:+d} s (libfaketime; monotonic goes on)"
+
+
+def _faketime() -> Path:
+    try:
+        import libfaketime
+    except ImportError:
+        raise NotPossible("libfaketime is missing: pip install 'cellpay[local]'") from None
+    found = Path(libfaketime.__file__).parent / "vendor/libfaketime/src/libfaketime.so.1"
+    if not found.exists():
+        raise NotPossible(f"libfaketime has no library at {found}")
+    return found
+
+
+async def restart_drained(site: Site, name: str, environment: Mapping[str, str]) -> None:
+    """A planned restart of a cell: its slots are away meanwhile, and come back to it."""
+    cell = name.removeprefix("cell-")
+    before = (await site.slot_map()).owned_by(cell)
+    if before and site.names("cell", cell=cell):
+        request = pb.StartOperationRequest(
+            kind=pb.Operation.KIND_DRAIN, cell=cell, reason=f"drill {site.spec.name}"
+        )
+        await site.operate(request)
+    await asyncio.to_thread(launcher.stop, site.data, name)
+    await asyncio.to_thread(launcher.start, site.data, name, environment=environment)
+    await site.wait_live(cell)
+    for item in before:
+        request = pb.StartOperationRequest(
+            kind=pb.Operation.KIND_MOVE, first=item.first, last=item.last, target=cell,
+            reason=f"drill {site.spec.name}",
+        )  # fmt: skip
+        await site.operate(request)
+
+
+_INJECTORS: Mapping[Fault, Callable[[Site], Awaitable[str]]] = {
+    Fault.CELL_LOSS: _cell_loss,
+    Fault.REGION_LOSS: _region_loss,
+    Fault.PAUSE: _pause,
+    Fault.PARTITION: _partition,
+    Fault.LATENCY: _latency,
+    Fault.ETCD_MEMBER_LOSS: _etcd_member_loss,
+    Fault.ETCD_QUORUM_LOSS: _etcd_quorum_loss,
+    Fault.DATABASE_CONNECTION_LOSS: _database_connection_loss,
+    Fault.NATS_LOSS: _nats_loss,
+    Fault.REDIS_LOSS: _redis_loss,
+    Fault.FULL_DISK: _full_disk,
+    Fault.CLOCK_JUMP: _clock_jump,
+    Fault.SLOW_CHANNEL: slow_channel,
+    Fault.OVERLOAD: overload,
+}
