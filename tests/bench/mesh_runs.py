@@ -23,6 +23,8 @@ from cellpay.control.v1 import control_pb2 as pb
 from cellpay.money.v1.money_pb2 import Money
 from sqlalchemy import text
 
+from cells.notifications.consumer import DURABLE
+from cells.outbox.stream import STREAM, connect_stream
 from control.cellctl.main import verify_mesh
 from control.cellctl.session import Session
 from control.mesh import launcher
@@ -210,17 +212,20 @@ class MeshRuns:
 
     async def _told(self) -> None:
         """Waits until the relays have told what was paid: the next figures are not theirs."""
-        untold = text(
-            "SELECT (SELECT count(*) FROM outbox WHERE merchant_id <> '')"
-            " - (SELECT count(*) FROM deliveries)"
-        )
+        unsent = text("SELECT COALESCE(sum(events), 0) FROM outbox WHERE NOT sent")
         begin = time.perf_counter()
-        async with self.session.database() as engine, engine.connect() as connection:
-            behind = int((await connection.execute(untold)).scalar_one())
-            while int((await connection.execute(untold)).scalar_one()) > 0:
-                if time.perf_counter() - begin > _TOLD_WAIT_S:
+        async with (
+            self.session.database() as engine,
+            engine.connect() as connection,
+            connect_stream(self.session.state.nats_url, "bench") as stream,
+        ):
+            behind = int((await connection.execute(unsent)).scalar_one())
+            while time.perf_counter() - begin < _TOLD_WAIT_S:
+                info = await stream.consumer_info(STREAM, DURABLE)
+                consumed = info.num_pending == info.num_ack_pending == 0
+                if consumed and not (await connection.execute(unsent)).scalar_one():
                     break
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(0.2)
         waited = time.perf_counter() - begin
         told = f"{behind} events behind after a run, {waited:.0f} s"
         self.figures.notes["events"] = told
