@@ -242,6 +242,10 @@ class EtcdStore:
                 answer = await call.read()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError) as error:
             raise StoreUnavailable(_cause(error)) from error
+        except asyncio.CancelledError:
+            if _we_are_cancelled():
+                raise
+            raise StoreUnavailable("the connection was closed") from None
         finally:
             call.cancel()
         if answer is grpc.aio.EOF:
@@ -297,6 +301,10 @@ class EtcdStore:
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             self._leave(member)
             return
+        except asyncio.CancelledError:
+            if _we_are_cancelled():
+                raise
+            return
         finally:
             call.cancel()
 
@@ -325,10 +333,15 @@ class EtcdStore:
             self._leave(member)
             raise StoreUnavailable(_cause(error)) from error
         except asyncio.CancelledError:
-            # A channel that is closed under a call cancels it; so does our caller.
-            if self._closed:
-                raise StoreUnavailable("the store is closed") from None
-            raise
+            if _we_are_cancelled():
+                raise
+            raise StoreUnavailable("the connection was closed") from None
+
+
+def _we_are_cancelled() -> bool:
+    """A channel that is closed under a call cancels the call, and that looks as if we were."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _item(pair: Any) -> Item:
