@@ -271,7 +271,7 @@ async def test_a_certificate_of_another_ca_or_past_its_end_is_not_heard(
             address = plane.state.address(name)
             credentials = files.channel_credentials()
             async with grpc.aio.secure_channel(address, credentials) as channel:
-                call = channel.unary_unary("/cellpay.control.v1.AccessService/WhoAmI")
+                call: Any = channel.unary_unary("/cellpay.control.v1.AccessService/WhoAmI")
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await call(access_pb2.WhoAmIRequest().SerializeToString(), timeout=10)
             assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
