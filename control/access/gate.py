@@ -14,7 +14,14 @@ import grpc
 import structlog
 from google.protobuf.json_format import MessageToDict
 
-from control.access.rules import Role, is_read, may_call, needs_second_person, roles_of
+from control.access.rules import (
+    Role,
+    goes_on_without_store,
+    is_read,
+    may_call,
+    needs_second_person,
+    roles_of,
+)
 from control.access.store import Access, approvals_are_required
 from control.approvals import store as approvals
 from control.approvals.clearance import BREAK_GLASS, Clearance, cleared
@@ -60,9 +67,9 @@ class Gate:
     async def _roles(self, service: str, method: str, caller: Caller | None) -> frozenset[Role]:
         if caller is None:
             return frozenset()
-        read = is_read(service, method)
-        bindings = self._access.bindings if read else await self._access.read()
-        return roles_of(caller.spiffe_id, bindings)
+        if goes_on_without_store(service, method):
+            return roles_of(caller.spiffe_id, self._access.bindings)
+        return roles_of(caller.spiffe_id, await self._access.read())
 
     async def _denied(
         self, service: str, method: str, caller: Caller | None, request: Any

@@ -140,7 +140,7 @@ async def test_etcd_gives_each_certificate_its_own_rights_and_nobody_else_any(
         await store.close()
 
 
-@pytest.mark.parametrize("member", MEMBERS[:2])
+@pytest.mark.parametrize("member", MEMBERS[:1])
 async def test_with_one_of_three_members_killed_operations_go_on(
     plane: Session, member: str
 ) -> None:
@@ -216,7 +216,7 @@ def _alive(plane: Session) -> set[str]:
     return {item.name for item in launcher.status(plane.data) if item.alive}
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.015])
+@pytest.mark.parametrize("delay_s", [0.015])
 async def test_a_controller_that_dies_in_an_operation_is_replaced_by_another_which_finishes(
     plane: Session, delay_s: float
 ) -> None:
