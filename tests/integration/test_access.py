@@ -126,7 +126,8 @@ async def test_wrong_approvals_are_said_to_be_so(session: Session) -> None:
         for request in (
             access_pb2.SetRoleBindingRequest(reason="x"),
             access_pb2.SetRoleBindingRequest(
-                binding=access_pb2.RoleBinding(subject="ann", roles=[77]), reason="x"
+                binding=access_pb2.RoleBinding(subject="ann", roles=[access_pb2.ROLE_UNSPECIFIED]),
+                reason="x",
             ),
             access_pb2.SetRoleBindingRequest(
                 binding=access_pb2.RoleBinding(subject="spiffe://cellpay.local/operator/x")
