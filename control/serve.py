@@ -47,7 +47,7 @@ from control.settings import ControllerSettings, TlsSettings, read_settings
 from control.slotmap import seed_slot_map
 from control.verdicts import FailoverPolicy
 from control.view import View
-from control.xds.saved import keep_snapshots, restore_snapshots
+from control.xds.saved import KeptSnapshots
 from control.xds.server import XdsServer
 from control.xds.traffic import traffic_of
 from control.xds.translate import Topology, read_edge_lua
@@ -103,9 +103,9 @@ async def serve(settings: ControllerSettings) -> None:
             }
             traffic = traffic_of(policies.now)
             xds.publish(Topology(view.slot_map, endpoints, settings.edge_listen, lua, traffic))
-            keep_snapshots(settings.snapshot, xds)
+            kept.keep()
 
-    restore_snapshots(settings.snapshot, xds)
+    kept = KeptSnapshots(settings.snapshot, xds)
     view.on_change = publish
     policies = Follower(store, lambda _: publish())
     leadership = Leadership(store, settings.name, settings.leader_ttl_s)
@@ -124,11 +124,7 @@ async def serve(settings: ControllerSettings) -> None:
     keeper = Keeper(Path(settings.mesh)) if settings.mesh else None
     health_servicer = health.aio.HealthServicer()
     register = _services(store, view, xds, watchman, keeper, access)
-    servers = _listen(settings, tls, xds, gate, health_servicer, register)
-    # By default it says SERVING from the start; `_announce` says when that is true.
-    await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-    for server in servers:
-        await server.start()
+    servers = await _listen(settings, tls, xds, gate, health_servicer, register)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(_until_terminated())
@@ -180,7 +176,7 @@ def _services(
     return register
 
 
-def _listen(
+async def _listen(
     settings: ControllerSettings,
     tls: TlsFiles,
     xds: XdsServer,
@@ -201,6 +197,10 @@ def _listen(
         add_standard_services(server, health_servicer, _SERVICES)
         server.add_secure_port(address, tls.server_credentials())
         servers.append(server)
+    # By default it says SERVING from the start; `_announce` says when that is true.
+    await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    for server in servers:
+        await server.start()
     return servers
 
 

@@ -21,7 +21,7 @@ from grpc_health.v1 import health, health_pb2
 from pydantic import TypeAdapter
 
 from control.xds.follower import Follower
-from control.xds.saved import keep_snapshots, load_snapshots
+from control.xds.saved import KeptSnapshots
 from control.xds.server import XdsServer
 from control.xds.snapshot import Snapshot
 from control.xds.translate import NodeKind
@@ -54,22 +54,18 @@ class Kept:
 
     def __init__(self, xds: XdsServer, path: str) -> None:
         self._xds = xds
-        self._path = path
+        self._file = KeptSnapshots(path, xds)
         self.ready = asyncio.Event()
-        saved = load_snapshots(Path(path))
-        if saved:
-            self._serve(saved)
+        self._look()
 
     def take(self, snapshot: Snapshot) -> None:
-        if self._xds.snapshots.get(snapshot.kind) == snapshot:
-            return
-        snapshots = {**self._xds.snapshots, snapshot.kind: snapshot}
-        self._serve(snapshots)
-        keep_snapshots(self._path, self._xds)
+        if self._xds.snapshots.get(snapshot.kind) != snapshot:
+            self._xds.serve({**self._xds.snapshots, snapshot.kind: snapshot})
+            self._file.keep()
+            self._look()
 
-    def _serve(self, snapshots: dict[NodeKind, Snapshot]) -> None:
-        self._xds.serve(snapshots)
-        if len(snapshots) == len(NodeKind):
+    def _look(self) -> None:
+        if len(self._xds.snapshots) == len(NodeKind):
             self.ready.set()
 
 

@@ -70,20 +70,38 @@ def load_snapshots(path: Path) -> dict[NodeKind, Snapshot] | None:
         return None
 
 
-def keep_snapshots(path: str, xds: XdsServer) -> None:
-    """After each change of what is served. No path: nothing is kept. A full disk stops no xDS."""
-    if path:
+class KeptSnapshots:
+    """What a server serves, kept in one file; written only when its content is another."""
+
+    def __init__(self, path: str, xds: XdsServer) -> None:
+        """Serves what was served last, until somebody says what is true now. No path: nothing is
+        kept."""
+        self._path = Path(path) if path else None
+        self._xds = xds
+        self._versions: list[tuple[str, str, str]] = []
+        saved = load_snapshots(self._path) if self._path else None
+        if saved:
+            self._versions = _versions(saved)
+            xds.serve(saved)
+
+    def keep(self) -> None:
+        """After a change of what is served. A full disk stops no xDS."""
+        versions = _versions(self._xds.snapshots)
+        if self._path is None or versions == self._versions:
+            return
         try:
-            save_snapshots(Path(path), xds.snapshots)
+            save_snapshots(self._path, self._xds.snapshots)
+            self._versions = versions
         except OSError as error:
-            log.warning("the snapshot is not kept", path=path, why=type(error).__name__)
+            log.warning("the snapshot is not kept", path=str(self._path), why=type(error).__name__)
 
 
-def restore_snapshots(path: str, xds: XdsServer) -> None:
-    """Before etcd has answered: what was served last."""
-    saved = load_snapshots(Path(path)) if path else None
-    if saved:
-        xds.serve(saved)
+def _versions(snapshots: Mapping[NodeKind, Snapshot]) -> list[tuple[str, str, str]]:
+    return sorted(
+        (kind, url, typed.version)
+        for kind, snapshot in snapshots.items()
+        for url, typed in snapshot.types.items()
+    )
 
 
 def _typed(document: Mapping[str, object]) -> Typed:

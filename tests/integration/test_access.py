@@ -62,6 +62,22 @@ async def test_a_policy_changes_when_a_second_person_has_said_yes(two_persons: S
     assert any(identifier in verdict for verdict in verdicts)
 
 
+async def test_a_region_takes_two_persons_and_a_cell_one(two_persons: Session) -> None:
+    request = pb.StartOperationRequest(
+        kind=pb.Operation.KIND_FAILOVER, region="region-c", reason="flood"
+    )
+    async with two_persons.control() as control:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await control.StartOperation(request, timeout=10)
+        details = details_of(caught.value)
+        assert details.reason == "APPROVAL_REQUIRED"
+        assert details.metadata["approval_id"].startswith("appr-")
+        one = pb.StartOperationRequest(kind=pb.Operation.KIND_RESTORE, cell="a", reason="one")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await control.StartOperation(one, timeout=10)
+    assert details_of(caught.value).reason == "NOTHING_TO_MOVE", "it was not held"
+
+
 async def test_an_approver_does_not_operate_and_strangers_are_no_identity(
     two_persons: Session,
 ) -> None:
