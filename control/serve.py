@@ -119,18 +119,17 @@ async def serve(settings: ControllerSettings) -> None:
         startup_grace_s=settings.startup_grace_s,
         dead_confirm_s=settings.dead_confirm_s,
     )
-    access = Access(store)
-    gate = Gate(store, access, approval_ttl_s=settings.approval_ttl_s)
+    gate = Gate(store, Access(store), approval_ttl_s=settings.approval_ttl_s)
     keeper = Keeper(Path(settings.mesh)) if settings.mesh else None
     health_servicer = health.aio.HealthServicer()
-    register = _services(store, view, xds, watchman, keeper, access)
+    register = _services(store, view, xds, watchman, keeper, gate.access)
     servers = await _listen(settings, tls, xds, gate, health_servicer, register)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(_until_terminated())
             # Beside the rest: a controller that starts while the database is away serves xDS.
             group.create_task(_seed(store, fence, settings))
-            group.create_task(access.follow())
+            group.create_task(gate.access.follow())
             group.create_task(view.follow())
             group.create_task(_follow_policies(store, policies, settings.name))
             if keeper is not None:

@@ -48,7 +48,7 @@ class Gate:
     def __init__(self, store: Store, access: Access, *, approval_ttl_s: int) -> None:
         """`store`: with the audit log's chain, which carries a clearance to the commit."""
         self._store = store
-        self._access = access
+        self.access = access
         self._ttl_s = approval_ttl_s
 
     async def pass_through(
@@ -68,8 +68,8 @@ class Gate:
         if caller is None:
             return frozenset()
         if goes_on_without_store(service, method):
-            return roles_of(caller.spiffe_id, self._access.bindings)
-        return roles_of(caller.spiffe_id, await self._access.read())
+            return roles_of(caller.spiffe_id, self.access.bindings)
+        return roles_of(caller.spiffe_id, await self.access.read())
 
     async def _denied(
         self, service: str, method: str, caller: Caller | None, request: Any
