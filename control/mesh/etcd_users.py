@@ -14,6 +14,8 @@ from typing import Any
 
 from control.mesh.errors import StartFailure
 from control.mesh.state import MeshState
+from router.policies.model import REPORTS_PREFIX
+from router.store.model import CELL_HEALTH_PREFIX, LIVE_CELLS_PREFIX
 
 _ROOT_KEY = "/cellpay/"
 _WAIT_S = 20.0
@@ -25,10 +27,9 @@ _OPERATOR = "operator"
 def cell_keys(cell: str) -> tuple[tuple[str, bool], ...]:
     """What a cell writes: keys, and whether each is a prefix. Its relay's reports are its own."""
     return (
-        (f"/cellpay/cells/live/{cell}", False),
-        (f"/cellpay/cells/health/{cell}", True),
-        (f"/cellpay/policy-reports/cell-{cell}", True),
-        (f"/cellpay/policy-reports/relay-{cell}", True),
+        (f"{LIVE_CELLS_PREFIX}{cell}", False),
+        (f"{CELL_HEALTH_PREFIX}{cell}/", True),
+        (f"{REPORTS_PREFIX}{cell}-", True),
     )
 
 

@@ -24,8 +24,15 @@ from control.mesh import launcher, rotation
 from control.mesh.options import MeshOptions
 from control.mesh.state import ControlPlane
 from router.errors import details_of
+from router.policies.model import REPORTS_PREFIX
 from router.store.etcd import connect_etcd
-from router.store.model import LEADER_KEY, LIVE_CELLS_PREFIX, SLOT_MAP_KEY, StoreUnavailable
+from router.store.model import (
+    CELL_HEALTH_PREFIX,
+    LEADER_KEY,
+    LIVE_CELLS_PREFIX,
+    SLOT_MAP_KEY,
+    StoreUnavailable,
+)
 from tests.chaos.payer import Payer
 from tests.conftest import LEASE_TTL_S
 
@@ -138,6 +145,17 @@ async def test_etcd_gives_each_certificate_its_own_rights_and_nobody_else_any(
         await bare.get(SLOT_MAP_KEY)
     for store in (cell, operator, edge, bare):
         await store.close()
+
+
+async def test_etcd_hears_of_health_and_policies_from_every_process_of_a_cell(
+    plane: Session,
+) -> None:
+    wanted = {f"{REPORTS_PREFIX}{name}" for name in ("a-1", "a-relay", "b-1", "b-relay")}
+    async with plane.store() as store, asyncio.timeout(SOON_S):
+        while not wanted <= set((await store.list(REPORTS_PREFIX)).items):
+            await asyncio.sleep(0.1)
+        while len((await store.list(CELL_HEALTH_PREFIX)).items) < 2:
+            await asyncio.sleep(0.1)
 
 
 @pytest.mark.parametrize("member", MEMBERS[:1])
