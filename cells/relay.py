@@ -55,7 +55,7 @@ async def relay(settings: CellSettings) -> None:
     )  # fmt: skip
     engine = make_engine(settings.database_url, name, settings.database, pool_size=_POOL_SIZE)
     lanes = Lanes(lane_engine, settings.cell, lane_settings)
-    store = connect_etcd(settings.etcd)
+    store = connect_etcd(settings.etcd, settings.etcd_tls)
     policing = Policing(store, settings.cell, f"{settings.cell}-relay", settings.redis_url)
     policy = CallPolicy(timeout_s=10.0)
     try:

@@ -122,7 +122,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
     here = SlotsHere(settings.cell)
     lane_engine, read_engine = _engines(settings)
     lanes = Lanes(lane_engine, settings.cell, settings.lanes)
-    store = connect_etcd(settings.etcd)
+    store = connect_etcd(settings.etcd, settings.etcd_tls)
     tally = Tally()
     policing = Policing(
         store, settings.cell, role.name(settings.cell), settings.redis_url, LoadMeter(lanes)

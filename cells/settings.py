@@ -87,11 +87,14 @@ class CellSettings:
     region: str
     listen: str
     database_url: str
+    # host:port of each member, with commas between.
     etcd: str
     nats_url: str
     redis_url: str
     tls: TlsFiles
     xds_bootstrap: str
+    # Shown to etcd, whose user is the certificate's common name; without, etcd has no TLS.
+    etcd_tls: TlsFiles | None = None
     # Shorter finds a death sooner; longer forgives a busy machine. etcd's own minimum is 2 s.
     lease_ttl_s: int = 3
     # True allows webhooks to private addresses and plain http: a laptop has no others.

@@ -26,6 +26,9 @@ class AuditRecord(NamedTuple):
     detail: str
     reason: str
     verdict: str
+    # Its place in the hash chain (control/chain); 0 and empty before it has one.
+    sequence: int = 0
+    previous: str = ""
 
 
 def new_id(prefix: str) -> str:

@@ -12,6 +12,7 @@ import contextlib
 import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import grpc
 import structlog
 import uvloop
 from cellpay.control.v1 import (
+    access_pb2_grpc,
     control_pb2_grpc,
     drills_pb2_grpc,
     operations_pb2_grpc,
@@ -26,6 +28,10 @@ from cellpay.control.v1 import (
 )
 from grpc_health.v1 import health, health_pb2
 
+from control.access.gate import Gate, GatedServer
+from control.access.service import AccessService
+from control.access.store import Access, seed_access
+from control.chain.store import ChainedStore
 from control.doors import Doors
 from control.drills.service import DrillService
 from control.drills.watching import Keeper
@@ -37,10 +43,11 @@ from control.operations.model import Step
 from control.operations.runner import Runner
 from control.policies.service import PolicyService
 from control.service import ControlService, store_refusal
-from control.settings import ControllerSettings, read_settings
+from control.settings import ControllerSettings, TlsSettings, read_settings
 from control.slotmap import seed_slot_map
 from control.verdicts import FailoverPolicy
 from control.view import View
+from control.xds.saved import KeptSnapshots
 from control.xds.server import XdsServer
 from control.xds.traffic import traffic_of
 from control.xds.translate import Topology, read_edge_lua
@@ -63,6 +70,7 @@ from router.store.model import (
 log = structlog.get_logger(__name__)
 
 _SERVICES = [
+    "cellpay.control.v1.AccessService",
     "cellpay.control.v1.ControlService",
     "cellpay.control.v1.OperationsService",
     "cellpay.control.v1.PolicyService",
@@ -82,7 +90,7 @@ class _Terminated(Exception):
 async def serve(settings: ControllerSettings) -> None:
     """Runs the controller until SIGTERM."""
     tls = TlsFiles(settings.tls.ca, settings.tls.certificate, settings.tls.key)
-    store = connect_etcd(settings.etcd)
+    store = ChainedStore(connect_etcd(settings.etcd, _files(settings.etcd_tls)))
     fence = Fence(make_fence_engine(settings.database_url, f"cellpay-{settings.name}"))
     xds = XdsServer()
     lua = read_edge_lua()
@@ -95,7 +103,9 @@ async def serve(settings: ControllerSettings) -> None:
             }
             traffic = traffic_of(policies.now)
             xds.publish(Topology(view.slot_map, endpoints, settings.edge_listen, lua, traffic))
+            kept.keep()
 
+    kept = KeptSnapshots(settings.snapshot, xds)
     view.on_change = publish
     policies = Follower(store, lambda _: publish())
     leadership = Leadership(store, settings.name, settings.leader_ttl_s)
@@ -109,24 +119,17 @@ async def serve(settings: ControllerSettings) -> None:
         startup_grace_s=settings.startup_grace_s,
         dead_confirm_s=settings.dead_confirm_s,
     )
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    health_servicer = health.aio.HealthServicer()
-    guarded: Any = GuardedServer(
-        server, SlotsHere(settings.name), faults={StoreUnavailable: store_refusal}
-    )
+    gate = Gate(store, Access(store), approval_ttl_s=settings.approval_ttl_s)
     keeper = Keeper(Path(settings.mesh)) if settings.mesh else None
-    _add_services(guarded, store, view, xds, watchman, keeper)
-    xds.add_to_server(server)
-    add_standard_services(server, health_servicer, _SERVICES)
-    server.add_secure_port(settings.listen, tls.server_credentials())
-    # By default it says SERVING from the start; `_announce` says when that is true.
-    await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-    await server.start()
+    health_servicer = health.aio.HealthServicer()
+    register = _services(store, view, xds, watchman, keeper, gate.access)
+    servers = await _listen(settings, tls, xds, gate, health_servicer, register)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(_until_terminated())
             # Beside the rest: a controller that starts while the database is away serves xDS.
             group.create_task(_seed(store, fence, settings))
+            group.create_task(gate.access.follow())
             group.create_task(view.follow())
             group.create_task(_follow_policies(store, policies, settings.name))
             if keeper is not None:
@@ -141,26 +144,67 @@ async def serve(settings: ControllerSettings) -> None:
     finally:
         # Everything above has ended, so nobody campaigns again for what is given up here.
         await leadership.resign()
-        await server.stop(_GRACE_S)
+        for server in servers:
+            await server.stop(_GRACE_S)
         await calls.close()
         await store.close()
         await fence.close()
 
 
-def _add_services(
-    guarded: Any,
+def _services(
     store: Store,
     view: View,
     xds: XdsServer,
     watchman: Watchman,
     keeper: Keeper | None,
-) -> None:
+    access: Access,
+) -> Callable[[Any], None]:
+    """Adds them all to a server; they are the same ones on each."""
     control = ControlService(store, view, xds, watchman.pulses)
-    control_pb2_grpc.add_ControlServiceServicer_to_server(control, guarded)
-    operations_pb2_grpc.add_OperationsServiceServicer_to_server(control.operations(), guarded)
     policies = PolicyService(store, lambda: view.declared)
-    policies_pb2_grpc.add_PolicyServiceServicer_to_server(policies, guarded)
-    drills_pb2_grpc.add_DrillServiceServicer_to_server(DrillService(store, view, keeper), guarded)
+    drills = DrillService(store, view, keeper)
+    roles = AccessService(store, access)
+
+    def register(gated: Any) -> None:
+        control_pb2_grpc.add_ControlServiceServicer_to_server(control, gated)
+        operations_pb2_grpc.add_OperationsServiceServicer_to_server(control.operations(), gated)
+        policies_pb2_grpc.add_PolicyServiceServicer_to_server(policies, gated)
+        drills_pb2_grpc.add_DrillServiceServicer_to_server(drills, gated)
+        access_pb2_grpc.add_AccessServiceServicer_to_server(roles, gated)
+
+    return register
+
+
+async def _listen(
+    settings: ControllerSettings,
+    tls: TlsFiles,
+    xds: XdsServer,
+    gate: Gate,
+    health_servicer: Any,
+    register: Callable[[Any], None],
+) -> list[grpc.aio.Server]:
+    """One server on the controller's own address, and one on the address that all share."""
+    servers = []
+    for address in filter(None, (settings.listen, settings.shared_listen)):
+        shared = int(address == settings.shared_listen)
+        server = grpc.aio.server(options=[("grpc.so_reuseport", shared)])
+        guarded = GuardedServer(
+            server, SlotsHere(settings.name), faults={StoreUnavailable: store_refusal}
+        )
+        register(GatedServer(guarded, gate))
+        xds.add_to_server(server)
+        add_standard_services(server, health_servicer, _SERVICES)
+        server.add_secure_port(address, tls.server_credentials())
+        servers.append(server)
+    # By default it says SERVING from the start; `_announce` says when that is true.
+    await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    for server in servers:
+        await server.start()
+    return servers
+
+
+def _files(tls: TlsSettings | None) -> TlsFiles | None:
+    return TlsFiles(tls.ca, tls.certificate, tls.key) if tls else None
 
 
 async def _seed(store: Store, fence: Fence, settings: ControllerSettings) -> None:
@@ -175,6 +219,7 @@ async def _seed(store: Store, fence: Fence, settings: ControllerSettings) -> Non
                 await store.commit(expect={key: 0}, puts={key: json.dumps({"region": region})})
             policy = FailoverPolicy(settings.automatic_failover).to_json()
             await store.commit(expect={FAILOVER_POLICY_KEY: 0}, puts={FAILOVER_POLICY_KEY: policy})
+            await seed_access(store, settings.role_bindings, required=settings.approvals)
             return
         except StoreUnavailable as error:
             log.warning("waiting for etcd", why=str(error))

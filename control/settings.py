@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -21,11 +21,25 @@ class ControllerSettings:
     name: str
     listen: str
     database_url: str
+    # host:port of each member, with commas between.
     etcd: str
     tls: TlsSettings
     # Cell → region: what the first controller declares.
     cells: Mapping[str, str]
     edge_listen: str
+    # Shows these to etcd, whose user is the certificate's common name; without, etcd has no TLS.
+    etcd_tls: TlsSettings | None = None
+    # An address that all controllers of a machine share (SO_REUSEPORT), or behind which a load
+    # balancer has them: clients know this one, and whoever lives takes it.
+    shared_listen: str = ""
+    # Where the last xDS snapshots are kept, to serve them before etcd has answered.
+    snapshot: str = ""
+    # SPIFFE ID (or `…/*` for a kind) → roles, stored at the first start; later `cellctl roles`.
+    role_bindings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    # Whether what needs a second person waits for one: the first value.
+    approvals: bool = True
+    # How long an approval that was asked for may be given and used.
+    approval_ttl_s: int = 3600
     # The policy's first value; later it is changed by `cellctl policy`.
     automatic_failover: bool = True
     # A leader that dies is replaced after this.

@@ -1,9 +1,14 @@
-"""cellctl: start a local mesh, watch it, move its slots, load it, audit its books."""
+"""cellctl: start a local mesh, watch it, move its slots, load it, audit its books.
+
+Every command takes --as NAME (another identity), --approval ID and --break-glass.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cells.verification.auditor import audit
 from cells.verification.model import Report, lines
-from control.cellctl import operate, policies
+from control.cellctl import access, operate, policies
+from control.cellctl.acting import MissingValue, take_acting
 from control.cellctl.drill import app as drill_app
 from control.cellctl.load import (
     Loader,
@@ -23,6 +29,14 @@ from control.cellctl.load import (
     NotLoadable,
     read_purchases,
     write_rejected,
+)
+from control.cellctl.plane import (
+    APPROVALS,
+    CONTROLLERS,
+    ETCD_MEMBERS,
+    ETCD_TLS,
+    XDS_FALLBACK,
+    plane_of,
 )
 from control.cellctl.session import NoMesh, Session
 from control.cellctl.show import (
@@ -44,6 +58,7 @@ from router.errors import Refusal, details_of
 from router.slots import slot_of_user
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+access.register(app)
 
 app.add_typer(policies.app, name="policy")
 app.command()(policies.degrade)
@@ -66,13 +81,23 @@ def up(
     cell_settings: Annotated[
         str, typer.Option(help="JSON merged over every cell's settings.")
     ] = "{}",
+    etcd_members: ETCD_MEMBERS = None,
+    controllers: CONTROLLERS = None,
+    xds_fallback: XDS_FALLBACK = None,
+    etcd_tls: ETCD_TLS = None,
+    approvals: APPROVALS = False,
 ) -> None:
     """Starts a mesh on this machine, or what is missing of it."""
     try:
         overrides = json.loads(cell_settings)
     except ValueError as error:
         raise typer.BadParameter(f"--cell-settings is no JSON: {error}") from None
-    options = MeshOptions(automatic_failover=automatic_failover, cell_overrides=overrides)
+    options = MeshOptions(
+        automatic_failover=automatic_failover,
+        cell_overrides=overrides,
+        plane=plane_of(data, etcd_members, controllers, xds_fallback, etcd_tls),
+        approvals=approvals,
+    )
     launcher.up(data, cells, detach, options, console.print)
 
 
@@ -151,28 +176,6 @@ def operations(
         )  # fmt: skip
 
 
-@app.command(name="audit")
-def audit_log(data: DATA = DEFAULT_DATA, as_json: JSON = False) -> None:
-    """Who did what, when and why; refused attempts too."""
-
-    async def fetch() -> list[pb.AuditRecord]:
-        async with Session.open(data).control() as control:
-            listed = await control.ListAuditRecords(
-                pb.ListAuditRecordsRequest(page_size=200), timeout=5
-            )
-            return list(listed.records)
-
-    columns = ("time", "actor", "action", "detail", "reason", "verdict")
-    rows = [
-        (item.time.ToJsonString(), item.actor, item.action, item.detail, item.reason, item.verdict)
-        for item in _run(fetch())
-    ]
-    if as_json:
-        print_json([dict(zip(columns, row, strict=True)) for row in rows])
-    else:
-        table("audit", columns, rows)
-
-
 @app.command()
 def load(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
@@ -237,14 +240,16 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 def main() -> None:
     """Runs a command; every failure ends in one plain sentence and exit code 1."""
     try:
-        app()
+        arguments, variables = take_acting(sys.argv[1:])
+        os.environ.update(variables)
+        app(arguments)
     except grpc.aio.AioRpcError as error:
         details = details_of(error)
         errors.print(f"{details.reason or error.code().name}: {error.details()}", markup=False)
         for violation in details.violations:
             errors.print(f"  {violation.field}: {violation.description}", markup=False)
         raise SystemExit(1) from None
-    except (NoMesh, NotLoadable, MeshError, Refusal, OSError) as error:
+    except (NoMesh, NotLoadable, MissingValue, MeshError, Refusal, OSError) as error:
         errors.print(str(error), markup=False)
         raise SystemExit(1) from None
 

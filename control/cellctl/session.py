@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 from cellpay.control.v1 import (
+    access_pb2_grpc,
     control_pb2_grpc,
     drills_pb2_grpc,
     operations_pb2_grpc,
@@ -19,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cells.database import make_engine
 from cells.settings import DatabaseSettings
+from control.cellctl.acting import ActingInterceptor, acting_as, acting_headers
 from control.mesh import state as mesh_state
 from router.client import CallPolicy, Mesh, TlsFiles, connect
 from router.store.etcd import connect_etcd
@@ -54,44 +56,64 @@ class Session:
         return self.data / "xds" / "client.json"
 
     @property
+    def control_address(self) -> str:
+        """Where every controller listens; the kernel gives a connection to a living one."""
+        return self.state.control_address
+
+    @property
     def edge_address(self) -> str:
         return self.state.address("envoy")
 
     @contextlib.asynccontextmanager
     async def control(
-        self, name: str = "operator"
+        self, name: str = "operator", at: str = ""
     ) -> AsyncIterator[control_pb2_grpc.ControlServiceAsyncStub]:
-        address = self.state.address("controller")
-        credentials = self.tls(name).channel_credentials()
-        async with grpc.aio.secure_channel(address, credentials) as channel:
+        async with self.control_channel(name, at) as channel:
             yield control_pb2_grpc.ControlServiceStub(channel)
 
     @contextlib.asynccontextmanager
     async def operations(
         self, name: str = "operator"
     ) -> AsyncIterator[operations_pb2_grpc.OperationsServiceAsyncStub]:
-        address = self.state.address("controller")
-        credentials = self.tls(name).channel_credentials()
-        async with grpc.aio.secure_channel(address, credentials) as channel:
+        async with self.control_channel(name) as channel:
             yield operations_pb2_grpc.OperationsServiceStub(channel)
 
     @contextlib.asynccontextmanager
     async def policies(
         self, name: str = "operator"
     ) -> AsyncIterator[policies_pb2_grpc.PolicyServiceAsyncStub]:
-        address = self.state.address("controller")
-        credentials = self.tls(name).channel_credentials()
-        async with grpc.aio.secure_channel(address, credentials) as channel:
+        async with self.control_channel(name) as channel:
             yield policies_pb2_grpc.PolicyServiceStub(channel)
 
     @contextlib.asynccontextmanager
     async def drills(
         self, name: str = "operator"
     ) -> AsyncIterator[drills_pb2_grpc.DrillServiceAsyncStub]:
-        credentials = self.tls(name).channel_credentials()
-        address = self.state.address("controller")
-        async with grpc.aio.secure_channel(address, credentials) as channel:
+        async with self.control_channel(name) as channel:
             yield drills_pb2_grpc.DrillServiceStub(channel)
+
+    @contextlib.asynccontextmanager
+    async def access(
+        self, name: str = "operator"
+    ) -> AsyncIterator[access_pb2_grpc.AccessServiceAsyncStub]:
+        async with self.control_channel(name) as channel:
+            yield access_pb2_grpc.AccessServiceStub(channel)
+
+    @contextlib.asynccontextmanager
+    async def control_channel(
+        self, name: str = "operator", at: str = ""
+    ) -> AsyncIterator[grpc.aio.Channel]:
+        """To whichever controller takes it, or the one `at` an address; an operator is who `--as`
+        says."""
+        tls = self.tls(acting_as(name) if name == "operator" else name)
+        if not tls.stamp():
+            raise NoMesh(f"there is no identity {Path(tls.certificate).stem}; see cellctl identity")
+        headers = acting_headers()
+        interceptors = [ActingInterceptor(headers)] if headers else []
+        async with grpc.aio.secure_channel(
+            at or self.control_address, tls.channel_credentials(), interceptors=interceptors
+        ) as channel:
+            yield channel
 
     @contextlib.asynccontextmanager
     async def mesh(self, policy: CallPolicy | None = None) -> AsyncIterator[Mesh]:
@@ -117,7 +139,8 @@ class Session:
 
     @contextlib.asynccontextmanager
     async def store(self) -> AsyncIterator[Store]:
-        store = connect_etcd(self.state.address("etcd"))
+        tls = self.tls("operator") if self.state.plane.etcd_tls else None
+        store = connect_etcd(self.state.etcd_addresses, tls)
         try:
             yield store
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,7 @@ async def status_document(data: Path) -> dict[str, Any]:
     try:
         async with session.control() as control:
             cells = await control.ListCells(pb.ListCellsRequest(), timeout=_TIMEOUT_S)
-            subscribers = await control.ListSubscribers(
-                pb.ListSubscribersRequest(), timeout=_TIMEOUT_S
-            )
+        subscribers = await _subscribers(session)
         document |= await policies_status(session, _TIMEOUT_S)
     except (grpc.aio.AioRpcError, OSError) as error:
         document["error"] = f"the controller does not answer: {_cause(error)}"
@@ -70,9 +69,22 @@ async def status_document(data: Path) -> dict[str, Any]:
             "nacks": item.nacks,
             "last_nack": item.last_nack,
         }
-        for item in subscribers.subscribers
+        for item in subscribers
     ]
     return document
+
+
+async def _subscribers(session: Session) -> list[pb.Subscriber]:
+    """Of every controller that answers: each knows only its own."""
+    found: list[pb.Subscriber] = []
+    for name in session.state.plane.controller_names():
+        async with session.control(at=session.state.address(name)) as control:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                answer = await control.ListSubscribers(
+                    pb.ListSubscribersRequest(), timeout=_TIMEOUT_S
+                )
+                found += answer.subscribers
+    return found
 
 
 def _cause(error: Exception) -> str:

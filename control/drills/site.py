@@ -13,6 +13,7 @@ import grpc
 from cellpay.control.v1 import control_pb2 as pb
 from cellpay.control.v1 import control_pb2_grpc
 
+from control.chain.store import ChainedStore
 from control.drills.model import Spec, Undo
 from control.drills.probe import Probe
 from control.mesh import state as mesh_state
@@ -129,13 +130,15 @@ async def open_site(
     state = mesh_state.load(data)
     if state is None:
         raise MeshMismatch(f"{data} holds no mesh")
-    store = connect_etcd(state.address("etcd"))
+    # A controller's child writes to etcd as a controller does, audit chain included.
+    etcd_tls = tls_of(data, "controller-1") if state.plane.etcd_tls else None
+    store = ChainedStore(connect_etcd(state.etcd_addresses, etcd_tls))
     credentials = tls_of(data, "operator").channel_credentials()
     options = [("grpc.min_reconnect_backoff_ms", 500), ("grpc.max_reconnect_backoff_ms", 1000)]
     cells = {cell: mesh_state.region_of(cell) for cell in state.cells}
     try:
         async with grpc.aio.secure_channel(
-            state.address("controller"), credentials, options=options
+            state.control_address, credentials, options=options
         ) as channel:
             control: control_pb2_grpc.ControlServiceAsyncStub = control_pb2_grpc.ControlServiceStub(
                 channel

@@ -90,6 +90,13 @@ def issue(tls_dir: Path, name: str, spiffe_id: str) -> TlsFiles:
     return files
 
 
+def spiffe_id_of(certificate: Path) -> str:
+    """Whose certificate this is."""
+    names = _read(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    (found,) = names.value.get_values_for_type(x509.UniformResourceIdentifier)
+    return str(found)
+
+
 def _names(spiffe_id: str) -> x509.SubjectAlternativeName:
     return x509.SubjectAlternativeName(
         [

@@ -13,23 +13,26 @@ from control.mesh import binaries, postgres, readiness
 from control.mesh.errors import UnknownProcess
 from control.mesh.processes import RunAs
 from control.mesh.readiness import Probe
-from control.mesh.state import LOOPBACK, MeshState
+from control.mesh.state import LOOPBACK, ONE_OF_EACH, ControlPlane, MeshState
 
 # In the order of starting; `schema` is no process but a step between.
-LAYERS = ("base", "schema", "controller", "cells", "relays", "edge")
+LAYERS = ("base", "schema", "controller", "fallback", "cells", "relays", "edge")
 _LAYER_OF_ROLE = {
     "etcd": "base",
     "postgres": "base",
     "nats": "base",
     "redis": "base",
     "controller": "controller",
+    "fallback": "fallback",
     "cell": "cells",
     "relay": "relays",
     "envoy": "edge",
 }
 # Roles that run a server's binary rather than this Python.
 BINARY_ROLES = frozenset({"etcd", "postgres", "nats", "redis", "envoy"})
-_CONTROLLERS_MAX = 2
+_CONTROLLERS_MAX = 3
+_ETCD_MEMBERS_MAX = 5
+FALLBACK = "xds-fallback"
 # A cell's worth of cache on a laptop; writes are refused beyond it, since evicting a nonce or a
 # limit's counter unseen would weaken them.
 _REDIS_MEMORY_MAX = "256mb"
@@ -64,15 +67,16 @@ class Launch:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def places(cells: Iterable[str]) -> tuple[Place, ...]:
+def places(cells: Iterable[str], plane: ControlPlane = ONE_OF_EACH) -> tuple[Place, ...]:
     """The processes of a whole mesh, in the order of starting."""
     cells = tuple(cells)
     return (
-        Place("etcd", "etcd", None),
+        *(Place(name, "etcd", None) for name in plane.etcd_names()),
         Place("nats", "nats", None),
         *(Place(f"redis-{cell}", "redis", cell) for cell in cells),
         Place("postgres", "postgres", None),
-        Place("controller", "controller", None),
+        *(Place(name, "controller", None) for name in plane.controller_names()),
+        *((Place(FALLBACK, "fallback", None),) if plane.fallback else ()),
         *(Place(f"cell-{cell}", "cell", cell) for cell in cells),
         *(Place(f"relay-{cell}", "relay", cell) for cell in cells),
         Place("envoy", "envoy", None),
@@ -80,10 +84,9 @@ def places(cells: Iterable[str]) -> tuple[Place, ...]:
 
 
 def place_of(name: str, cells: Sequence[str]) -> Place:
-    """The process of this name, `controller-2` included, which runs only on demand."""
-    known = {place.name: place for place in places(cells)}
-    for number in range(2, _CONTROLLERS_MAX + 1):
-        known[f"controller-{number}"] = Place(f"controller-{number}", "controller", None)
+    """The process of this name, also of one that runs only on demand, such as `controller-2`."""
+    most = ControlPlane(_ETCD_MEMBERS_MAX, _CONTROLLERS_MAX, fallback=True)
+    known = {place.name: place for place in places(cells, most)}
     if name not in known:
         raise UnknownProcess(f"no process is called {name!r}; there are {', '.join(known)}")
     return known[name]
@@ -126,12 +129,23 @@ def launch_of(state: MeshState, place: Place) -> Launch:
 
 def _etcd(state: MeshState, place: Place) -> Launch:
     binary = binaries.find("etcd", state.binaries)
-    client, peer = (f"http://{state.address(name)}" for name in ("etcd", "etcd.peer"))
+    scheme = "https" if state.plane.etcd_tls else "http"
+    names = state.plane.etcd_names()
+    peers = {name: f"{scheme}://{state.address(f'{name}.peer')}" for name in names}
+    client, peer = f"{scheme}://{state.address(place.name)}", peers[place.name]
+    metrics = state.address(f"{place.name}.metrics")
     data = _directory(state, place.name)
-    command = [str(binary), "--name", "cellpay", "--data-dir", str(data / "data")]
+    # A mesh of one member has had this name since before there were several.
+    member = {name: "cellpay" if name == "etcd" else name for name in names}
+    cluster = ",".join(f"{member[name]}={url}" for name, url in peers.items())
+    command = [str(binary), "--name", member[place.name], "--data-dir", str(data / "data")]
     command += ["--listen-client-urls", client, "--advertise-client-urls", client]
     command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
-    command += ["--initial-cluster", f"cellpay={peer}", "--initial-cluster-state", "new"]
+    command += ["--initial-cluster", cluster, "--initial-cluster-state", "new"]
+    # Health without a certificate, for whoever looks whether it is ready.
+    command += ["--listen-metrics-urls", f"http://{metrics}"]
+    if state.plane.etcd_tls:
+        command += _etcd_tls(state)
     # Every lease refresh and slot map is a revision: without this the laptop's etcd only grows.
     command += ["--auto-compaction-mode", "periodic", "--auto-compaction-retention", "1h"]
     # etcd 3.5.0 to 3.5.2 may lose data of a killed member (etcd issue 13766): look at each start.
@@ -141,11 +155,25 @@ def _etcd(state: MeshState, place: Place) -> Launch:
         command += ["--experimental-initial-corrupt-check=true"]
     return Launch(
         place=place,
-        addresses={"client": state.address("etcd"), "peer": state.address("etcd.peer")},
+        addresses={
+            "client": state.address(place.name),
+            "peer": state.address(f"{place.name}.peer"),
+            "metrics": metrics,
+        },
         command=tuple(command),
         cwd=data,
-        probe=readiness.etcd_healthy(state.address("etcd")),
+        probe=readiness.etcd_healthy(metrics),
     )
+
+
+def _etcd_tls(state: MeshState) -> list[str]:
+    """Clients and peers show certificates of the mesh's CA; a client's common name is its user."""
+    tls = state.path / "tls"
+    files = ["--trusted-ca-file", str(tls / "ca.pem"), "--client-cert-auth"]
+    files += ["--cert-file", str(tls / "etcd.pem"), "--key-file", str(tls / "etcd.key")]
+    files += ["--peer-trusted-ca-file", str(tls / "ca.pem"), "--peer-client-cert-auth"]
+    files += ["--peer-cert-file", str(tls / "etcd.pem"), "--peer-key-file", str(tls / "etcd.key")]
+    return files
 
 
 def _postgres(state: MeshState, place: Place) -> Launch:
@@ -213,6 +241,17 @@ def _controller(state: MeshState, place: Place) -> Launch:
     )
 
 
+def _fallback(state: MeshState, place: Place) -> Launch:
+    address = state.address(place.name)
+    return Launch(
+        place=place,
+        addresses={"grpc": address},
+        command=_python("control.xds.fallback", settings_of(state, place)),
+        cwd=_directory(state, place.name),
+        probe=readiness.grpc_serving(address, state.path / "tls"),
+    )
+
+
 def _cell(state: MeshState, place: Place) -> Launch:
     settings = settings_of(state, place)
     address = state.address(place.name)
@@ -259,6 +298,7 @@ _BUILDERS: Mapping[str, Callable[[MeshState, Place], Launch]] = {
     "nats": _nats,
     "redis": _redis,
     "controller": _controller,
+    "fallback": _fallback,
     "cell": _cell,
     "relay": _relay,
     "envoy": _envoy,

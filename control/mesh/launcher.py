@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from control.mesh import binaries, postgres, settings
+from control.mesh import binaries, etcd_users, postgres, settings
 from control.mesh.components import (
     BINARY_ROLES,
     LAYERS,
@@ -172,7 +172,7 @@ def status(data: Path) -> list[ProcessStatus]:
     state = load(data)
     if state is None:
         return []
-    known = list(places(state.cells))
+    known = list(places(state.cells, state.plane))
     names = {place.name for place in known}
     known += [place_of(name, state.cells) for name in state.processes if name not in names]
     return [_status(state, place) for place in known]
@@ -232,7 +232,9 @@ def _bring_up(
     cell_names(cells)
     with locked(data):
         state = _open(data.resolve(), cells, options)
-        wanted = [place for place in places(state.cells) if selected(place, options.only)]
+        wanted = [
+            place for place in places(state.cells, state.plane) if selected(place, options.only)
+        ]
         alive = {name for name, item in state.processes.items() if is_alive(item.identity)}
         missing = [place for place in wanted if place.name not in alive]
         if alive:
@@ -275,9 +277,18 @@ def _open(data: Path, cells: int, options: MeshOptions) -> MeshState:
             f"{data} holds a mesh of {len(state.cells)} cells, not of {cells}: "
             f"give --cells {len(state.cells)}, or another directory"
         )
+    plane = options.plane or state.plane
+    fixed = ("etcd_members", "etcd_tls")
+    if state.ports and any(getattr(plane, name) != getattr(state.plane, name) for name in fixed):
+        raise MeshMismatch(
+            f"{data} holds a mesh of {state.plane.etcd_members} etcd members, with TLS "
+            f"{'on' if state.plane.etcd_tls else 'off'}: that stays as it is, or take another "
+            "directory"
+        )
     return replace(
         state,
-        ports=choose_ports(port_names(names), state.ports),
+        plane=plane,
+        ports=choose_ports(port_names(names, plane), state.ports),
         binaries={**state.binaries, **options.binaries},
     )
 
@@ -291,12 +302,16 @@ def _start_layers(
             migrate(state, progress)
         if layer == "controller" and any(place.layer != "base" for place in missing):
             settings.write(state, options)
+        if layer == "base" and state.plane.etcd_tls:
+            settings.write_etcd_certificates(state)
         # Processes of a layer start together; PostgreSQL's first start makes its files meanwhile.
         processes = []
         for place in members:
             state, process = begin(state, place)
             processes.append(process)
         await_ready(processes, options.ready_wait_s, progress)
+        if layer == "base" and state.plane.etcd_tls and any(p.role == "etcd" for p in members):
+            etcd_users.ensure(state)
     return state
 
 

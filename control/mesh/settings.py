@@ -15,42 +15,72 @@ from pathlib import Path
 from typing import Any
 
 from control.mesh import ca, postgres
-from control.mesh.components import Place, envoy_config, place_of, settings_of
+from control.mesh.components import FALLBACK, Place, envoy_config, place_of, settings_of
 from control.mesh.options import DEFAULTS, MeshOptions
-from control.mesh.state import MeshState, region_of, write_atomically
+from control.mesh.state import ControlPlane, MeshState, region_of, write_atomically
 from router.client.bootstrap import xds_bootstrap
 from router.client.tls import TlsFiles
 from router.edge.bootstrap import edge_bootstrap
 from router.identity import spiffe_id
 
-# The first controller's certificate and settings are called by number, as the second's are.
-_CONTROLLERS = {"controller": "controller-1", "controller-2": "controller-2"}
+# Names of certificates and settings; the first controller's is called by number too.
+_CONTROLLERS = {name: name for name in ControlPlane(controllers=3).controller_names()} | {
+    "controller": "controller-1"
+}
+# A laptop's certificates are rotated for the show, and that should take no ten minutes.
+_TLS_REFRESH_S = 1
+# etcd's own administrator: it may do everything, so only the launcher has it.
+ETCD_ROOT = "root"
 
 
 def write(state: MeshState, options: MeshOptions) -> None:
     """Everything that a controller, cell, relay, Envoy or client of this mesh reads."""
-    xds_address = state.address("controller")
+    xds_servers = [state.control_address]
+    if state.plane.fallback:
+        xds_servers.append(state.address(FALLBACK))
+        _write_fallback(state)
     for process, name in _CONTROLLERS.items():
+        if process not in state.ports:
+            continue
         tls = ca.issue(state.path / "tls", name, spiffe_id("controller", name))
         path = settings_of(state, place_of(process, state.cells))
         _write_json(path, _controller(state, options, process, tls))
     for cell in state.cells:
         tls = ca.issue(state.path / "tls", f"cell-{cell}", spiffe_id("cell", cell))
         bootstrap = state.path / "xds" / f"cell-{cell}.json"
-        _write_json(bootstrap, xds_bootstrap(xds_address, tls, f"cell-{cell}"))
+        _write_json(bootstrap, xds_bootstrap(xds_servers, tls, f"cell-{cell}", _TLS_REFRESH_S))
         document = _cell(state, options, cell, tls, bootstrap)
         path = settings_of(state, place_of(f"cell-{cell}", state.cells))
         _write_json(path, merged(document, options.cell_overrides))
     client = ca.issue(state.path / "tls", "client", spiffe_id("service", "client"))
     _write_json(
-        state.path / "xds" / "client.json", xds_bootstrap(xds_address, client, "client-sdk")
+        state.path / "xds" / "client.json",
+        xds_bootstrap(xds_servers, client, "client-sdk", _TLS_REFRESH_S),
     )
-    ca.issue(state.path / "tls", "operator", spiffe_id("operator", _operator()))
+    ca.issue(state.path / "tls", "operator", spiffe_id("operator", operator_name()))
     edge = ca.issue(state.path / "tls", "edge", spiffe_id("edge", "edge"))
     document = edge_bootstrap(
-        xds_address, state.address("envoy.admin"), edge, "edge", spiffe_id("controller", "")
+        xds_servers, state.address("envoy.admin"), edge, "edge", spiffe_id("controller", "")
     )
     _write_json(envoy_config(state), document)
+
+
+def write_etcd_certificates(state: MeshState) -> None:
+    """What etcd itself shows, and its administrator's: needed before anything else starts."""
+    tls = state.path / "tls"
+    ca.issue(tls, "etcd", spiffe_id("etcd", "etcd"))
+    ca.issue(tls, ETCD_ROOT, spiffe_id("etcd", ETCD_ROOT))
+
+
+def _write_fallback(state: MeshState) -> None:
+    tls = ca.issue(state.path / "tls", FALLBACK, spiffe_id("controller", "fallback"))
+    document = {
+        "listen": state.address(FALLBACK),
+        "xds_server": state.control_address,
+        "snapshot": str(state.path / FALLBACK / "snapshot.json"),
+        "tls": asdict(tls),
+    }
+    _write_json(settings_of(state, place_of(FALLBACK, state.cells)), document)
 
 
 def write_missing(state: MeshState, place: Place) -> None:
@@ -80,7 +110,8 @@ def merged(document: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
 def remove_files(state: MeshState) -> None:
     """Deletes what a mesh writes in its directory, and nothing else that may be there."""
     postgres.remove_data(state)
-    names = ["etcd", "nats", "envoy", *_CONTROLLERS, "cells", "drills", "logs", "tls", "xds"]
+    names = ["nats", "envoy", *_CONTROLLERS, FALLBACK, "cells", "drills", "logs", "tls", "xds"]
+    names += state.plane.etcd_names()
     names += [f"redis-{cell}" for cell in state.cells]
     for name in names:
         shutil.rmtree(state.path / name, ignore_errors=True)
@@ -97,8 +128,12 @@ def _controller(
         "name": _CONTROLLERS[process],
         "listen": state.address(process),
         "database_url": state.database_url,
-        "etcd": state.address("etcd"),
+        "etcd": state.etcd_addresses,
+        "etcd_tls": asdict(tls) if state.plane.etcd_tls else None,
         "tls": asdict(tls),
+        "shared_listen": state.control_address,
+        "snapshot": str(state.path / process / "snapshot.json"),
+        "approvals": options.approvals,
         "cells": {cell: region_of(cell) for cell in state.cells},
         "automatic_failover": options.automatic_failover,
         "edge_listen": state.address("envoy"),
@@ -114,7 +149,8 @@ def _cell(
         "region": region_of(cell),
         "listen": state.address(f"cell-{cell}"),
         "database_url": state.database_url,
-        "etcd": state.address("etcd"),
+        "etcd": state.etcd_addresses,
+        "etcd_tls": asdict(tls) if state.plane.etcd_tls else None,
         "nats_url": state.nats_url,
         "redis_url": state.redis_url(cell),
         "tls": asdict(tls),
@@ -124,7 +160,7 @@ def _cell(
     }
 
 
-def _operator() -> str:
+def operator_name() -> str:
     """The login name, which the audit log will show."""
     try:
         return getpass.getuser()

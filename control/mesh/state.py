@@ -54,6 +54,32 @@ class ProcessRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlPlane:
+    """How much of a control plane a mesh has."""
+
+    etcd_members: int = 1
+    controllers: int = 1
+    # A process that serves the last xDS snapshot to who starts while every controller is away.
+    fallback: bool = False
+    # etcd asks for certificates, and what each may do is in its own users and roles.
+    etcd_tls: bool = False
+
+    def etcd_names(self) -> tuple[str, ...]:
+        return _numbered("etcd", self.etcd_members)
+
+    def controller_names(self) -> tuple[str, ...]:
+        return _numbered("controller", self.controllers)
+
+
+def _numbered(role: str, count: int) -> tuple[str, ...]:
+    """The first one has no number: most meshes have only that."""
+    return (role, *(f"{role}-{number}" for number in range(2, count + 1)))
+
+
+ONE_OF_EACH = ControlPlane()
+
+
+@dataclass(frozen=True, slots=True)
 class MeshState:
     """All that a command needs to know of the mesh in `data`."""
 
@@ -68,6 +94,7 @@ class MeshState:
     binaries: Mapping[str, str] = field(default_factory=dict)
     # The foreground launcher that this mesh lives and dies with; None when detached.
     launcher: Identity | None = None
+    plane: ControlPlane = ONE_OF_EACH
     format: int = FORMAT
 
     @property
@@ -80,6 +107,16 @@ class MeshState:
     @property
     def database_url(self) -> str:
         return f"postgresql+asyncpg://cellpay@{self.address('postgres')}/cellpay"
+
+    @property
+    def control_address(self) -> str:
+        """Where every controller listens; a mesh.json of before that has the first one's."""
+        return self.address("control" if "control" in self.ports else "controller")
+
+    @property
+    def etcd_addresses(self) -> str:
+        """Of all members, as `connect_etcd` takes them."""
+        return ",".join(self.address(name) for name in self.plane.etcd_names())
 
     @property
     def nats_url(self) -> str:
@@ -110,10 +147,13 @@ def region_of(cell: str) -> str:
     return f"region-{cell}"
 
 
-def port_names(cells: Iterable[str]) -> tuple[str, ...]:
+def port_names(cells: Iterable[str], plane: ControlPlane = ONE_OF_EACH) -> tuple[str, ...]:
     """Every port of a mesh. A second controller has one from the start: bootstraps may name it."""
-    names = ["etcd", "etcd.peer", "postgres", "nats", "controller", "controller-2"]
-    names += ["envoy", "envoy.admin"]
+    names = ["etcd", "etcd.peer", "postgres", "nats", "control", "controller", "controller-2"]
+    names += ["envoy", "envoy.admin", "xds-fallback"]
+    names += [name for name in plane.controller_names() if name not in names]
+    for name in plane.etcd_names():
+        names += [name, f"{name}.peer", f"{name}.metrics"] if name != "etcd" else ["etcd.metrics"]
     for cell in cells:
         names += [f"redis-{cell}", f"cell-{cell}"]
     return tuple(names)

@@ -28,6 +28,9 @@ class GrpcCellCalls:
         self._addresses_of = addresses_of
         self._tls = tls
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._stamp = tls.stamp()
+        # Of before the certificates were rotated: what is under way on them may end.
+        self._retired: list[grpc.aio.Channel] = []
 
     async def drain(self, cell: str, ranges: Sequence[SlotRange]) -> str:
         """All processes of the cell at once: each parks what comes to it."""
@@ -60,6 +63,10 @@ class GrpcCellCalls:
         return answer.in_doubt_left
 
     def _stub(self, address: str) -> cell_pb2_grpc.CellServiceAsyncStub:
+        stamp = self._tls.stamp()
+        if stamp not in ((), self._stamp):
+            self._retired += self._channels.values()
+            self._channels, self._stamp = {}, stamp
         if address not in self._channels:
             self._channels[address] = grpc.aio.secure_channel(
                 address, self._tls.channel_credentials(), options=_OPTIONS
@@ -67,7 +74,7 @@ class GrpcCellCalls:
         return cell_pb2_grpc.CellServiceStub(self._channels[address])
 
     async def close(self) -> None:
-        for channel in self._channels.values():
+        for channel in [*self._channels.values(), *self._retired]:
             await channel.close(grace=None)
 
 

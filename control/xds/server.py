@@ -99,7 +99,15 @@ class XdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
 
     def publish(self, topology: Topology) -> None:
         """Takes effect on every stream at once. Raises InconsistentSnapshot, changing nothing."""
-        self._snapshots = {kind: take_snapshot(topology, kind) for kind in NodeKind}
+        self.serve({kind: take_snapshot(topology, kind) for kind in NodeKind})
+
+    @property
+    def snapshots(self) -> Mapping[NodeKind, Snapshot]:
+        return self._snapshots
+
+    def serve(self, snapshots: Mapping[NodeKind, Snapshot]) -> None:
+        """Snapshots that were taken before, or elsewhere."""
+        self._snapshots = dict(snapshots)
         for stream in self._streams.values():
             stream.wake.set()
 

@@ -70,7 +70,7 @@ def check(resources: Resources) -> None:
     """Listeners' routes, routes' clusters and EDS clusters' assignments are all there."""
     for name, message in resources.listeners.items():
         assert isinstance(message, listener_pb2.Listener)
-        wanted = _route_name(message)
+        wanted = route_name(message)
         if wanted not in resources.routes:
             raise InconsistentSnapshot(f"listener {name} asks for unknown routes {wanted!r}")
     for name, message in resources.routes.items():
@@ -85,7 +85,7 @@ def check(resources: Resources) -> None:
             raise InconsistentSnapshot(f"cluster {name} has no assignment")
 
 
-def _route_name(listener: listener_pb2.Listener) -> str:
+def route_name(listener: listener_pb2.Listener) -> str:
     """The routes that a listener's only HTTP connection manager asks for."""
     manager = http_connection_manager_pb2.HttpConnectionManager()
     packed = (

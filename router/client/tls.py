@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 
@@ -13,6 +14,15 @@ class TlsFiles:
     ca: str
     certificate: str
     key: str
+
+    def stamp(self) -> tuple[int, ...]:
+        """Another one after each rotation; empty while a file is missing."""
+        try:
+            return tuple(
+                Path(path).stat().st_mtime_ns for path in (self.ca, self.certificate, self.key)
+            )
+        except OSError:
+            return ()
 
     def _read(self) -> tuple[bytes, bytes, bytes]:
         return (
@@ -26,8 +36,31 @@ class TlsFiles:
         return grpc.ssl_channel_credentials(ca, key, certificate)
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """mTLS: a client without a certificate of the mesh's CA is not heard."""
-        ca, key, certificate = self._read()
-        return grpc.ssl_server_credentials(
-            [(key, certificate)], root_certificates=ca, require_client_auth=True
+        """mTLS: a client without a certificate of the mesh's CA is not heard.
+
+        The files are read again at a handshake after they have changed, so they can be rotated
+        under a server that runs.
+        """
+        known = self.stamp()
+        first = self._server_configuration()
+
+        def changed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal known
+            now = self.stamp()
+            if now in ((), known):
+                return None
+            try:
+                configuration = self._server_configuration()
+            except OSError:
+                return None
+            known = now
+            return configuration
+
+        # Its types do not know that None means: as before.
+        return grpc.dynamic_ssl_server_credentials(
+            first, cast(Any, changed), require_client_authentication=True
         )
+
+    def _server_configuration(self) -> grpc.ServerCertificateConfiguration:
+        ca, key, certificate = self._read()
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=ca)

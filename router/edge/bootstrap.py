@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from router.client.tls import TlsFiles
@@ -9,12 +10,28 @@ from router.client.tls import TlsFiles
 EDGE_CERTIFICATE = "edge_certificate"
 MESH_CA = "mesh_ca"
 _CONTROL = "control"
+# Tells Envoy to go to a server of a lower priority, and back.
+_HEALTH_CHECK = {
+    "timeout": "1s",
+    "interval": "2s",
+    "unhealthy_threshold": 1,
+    "healthy_threshold": 1,
+    "tcp_health_check": {},
+}
 
 
 def edge_bootstrap(
-    xds_address: str, admin_address: str, tls: TlsFiles, node_id: str, control_spiffe_prefix: str
+    xds_servers: str | Sequence[str],
+    admin_address: str,
+    tls: TlsFiles,
+    node_id: str,
+    control_spiffe_prefix: str,
 ) -> dict[str, Any]:
-    """The document for `envoy --config-path` (JSON is YAML). Addresses are host:port."""
+    """The document for `envoy --config-path` (JSON is YAML). Addresses are host:port.
+
+    Of `xds_servers` the first that lives serves; the others are for when it does not.
+    """
+    addresses = [xds_servers] if isinstance(xds_servers, str) else xds_servers
     ads = {"resource_api_version": "V3", "ads": {}}
     return {
         "node": {"id": node_id, "cluster": "edge", "metadata": {"kind": "edge"}},
@@ -29,13 +46,13 @@ def edge_bootstrap(
             "cds_config": ads,
         },
         "static_resources": {
-            "clusters": [_control_cluster(xds_address, control_spiffe_prefix)],
+            "clusters": [_control_cluster(addresses, control_spiffe_prefix)],
             "secrets": _secrets(tls),
         },
     }
 
 
-def _control_cluster(xds_address: str, spiffe_prefix: str) -> dict[str, Any]:
+def _control_cluster(addresses: Sequence[str], spiffe_prefix: str) -> dict[str, Any]:
     match = {"san_type": "URI", "matcher": {"prefix": spiffe_prefix}}
     return {
         "name": _CONTROL,
@@ -43,8 +60,12 @@ def _control_cluster(xds_address: str, spiffe_prefix: str) -> dict[str, Any]:
         "connect_timeout": "1s",
         "load_assignment": {
             "cluster_name": _CONTROL,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(xds_address)}}]}],
+            "endpoints": [
+                {"priority": number, "lb_endpoints": [{"endpoint": {"address": _address(address)}}]}
+                for number, address in enumerate(addresses)
+            ],
         },
+        **({"health_checks": [_HEALTH_CHECK]} if len(addresses) > 1 else {}),
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": _type("upstreams.http.v3.HttpProtocolOptions"),

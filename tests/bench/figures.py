@@ -30,6 +30,9 @@ EXPECTED = {
     "planned_move_stall_p99_ms": "under 100",
     "planned_move_failed": "0",
     "sigkill_outage_ms": "under 5000",
+    "etcd_down_failed": "0",
+    "etcd_hung_failed": "0",
+    "controllers_dead_failed": "0",
 }
 
 

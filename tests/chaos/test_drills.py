@@ -202,6 +202,7 @@ async def test_only_operators_drill_and_refusals_are_audited(session: Session) -
         request = control_pb2.ListAuditRecordsRequest(page_size=100)
         listed = await control.ListAuditRecords(request, timeout=10)
     found = [item for item in listed.records if item.action.startswith("drill.")]
-    assert any(item.verdict == "denied: not an operator" for item in found)
+    gate = [item for item in listed.records if item.action == "DrillService.StartDrill"]
+    assert any(item.verdict == "denied: has no role for this" for item in gate)
     assert any(item.verdict == "denied: DRILL_NOT_FOUND" for item in found)
     assert Journal(session.data, "stranger").load() is None

@@ -163,7 +163,7 @@ def test_every_process_has_a_place_and_those_that_listen_a_port() -> None:
     assert components.place_of("controller-2", CELLS).role == "controller"
 
 
-@pytest.mark.parametrize("name", ["cell-d", "controller-3", "", "postgresql"])
+@pytest.mark.parametrize("name", ["cell-d", "controller-4", "", "postgresql"])
 def test_an_unknown_name_is_answered_with_the_known_ones(name: str) -> None:
     with pytest.raises(UnknownProcess, match="cell-a"):
         components.place_of(name, CELLS)

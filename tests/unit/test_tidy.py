@@ -44,7 +44,10 @@ def test_a_file_has_a_telling_name_a_docstring_and_an_end(path: Path) -> None:
             assert not re.search(word, text, re.IGNORECASE), f"say {instead}"
 
 
-@pytest.mark.parametrize("page", ["docs/architecture.md", "README.md", "docs/routing.md"])
+PAGES = ["architecture.md", "routing.md", "access.md", "control-plane.md"]
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page}" for page in PAGES)])
 def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
     path = ROOT / page
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
