@@ -62,7 +62,7 @@ async def cells(session: Session) -> dict[str, pb.Cell]:
 
 async def until_slotless(session: Session, cell: str) -> None:
     """Waits until a cell owns nothing: its failover has been published."""
-    for _ in range(600):
+    for _ in range(2400):
         if not (await cells(session))[cell].slots:
             return
         await asyncio.sleep(0.05)
