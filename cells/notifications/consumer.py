@@ -26,8 +26,9 @@ from router.slots import slot_of_user
 log = structlog.get_logger(__name__)
 
 DURABLE = "notifications"
-# Each holds up to 128 events.
-_MESSAGES_MAX = 16
+# Each holds up to 128 events. More at once, from every relay to the home of one merchant, would
+# fill the lane that payments go through.
+_MESSAGES_MAX = 2
 # Slots that are neighbours mostly have one home; their events share a call.
 _NEIGHBOURS = 64
 _ELSEWHERE = frozenset({"NOT_HOME", "SLOT_MOVED", "SLOT_MOVING", "NOT_OWNER"})

@@ -11,6 +11,7 @@ import secrets
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from cellpay.payments.v1 import payments_pb2
 from cellpay.transfers.v1 import transfers_pb2
 
 from router.client import TlsFiles
+from router.errors import Refusal
 from router.ids import slot_of_id
 from router.slots import slot_of_user
 from tests.bench.lean import Connection, Result
@@ -125,6 +127,7 @@ def _summary(job: str, results: list[Result], seconds: float) -> dict[str, Any]:
     answers = [body for result in results for body in result.bodies]
     succeeded, failed = len(latencies), sum(result.failed for result in results)
     orders = []
+    reasons: Counter[str] = Counter()
     if job == "orders":
         orders = [orders_pb2.Order.FromString(body).order_id for body in answers]
     if job == "batch":
@@ -133,11 +136,13 @@ def _summary(job: str, results: list[Result], seconds: float) -> dict[str, Any]:
             for body in answers
             for outcome in payments_pb2.BatchPayResponse.FromString(body).results
         ]
-        refused = sum(bool(outcome.error_status) for outcome in outcomes)
-        succeeded, failed = len(outcomes) - refused, failed + refused
+        refusals = [outcome.error_status for outcome in outcomes if outcome.error_status]
+        succeeded, failed = len(outcomes) - len(refusals), failed + len(refusals)
+        reasons = Counter(Refusal.from_status(status).reason for status in refusals)
     return {
         "succeeded": succeeded,
         "failed": failed,
+        "reasons": dict(reasons),
         "seconds": seconds,
         "p50_ms": latencies[len(latencies) // 2] * 1000 if latencies else None,
         "p99_ms": latencies[int(len(latencies) * 0.99)] * 1000 if latencies else None,

@@ -250,7 +250,7 @@ class MeshRuns:
         in_flight = _BATCHES_IN_FLIGHT if job == "batch" else _IN_FLIGHT
         result = _end(_begin(self._job(job, addresses, items, per_s, in_flight)))
         if result["failed"] or result["succeeded"] != len(items):
-            raise SystemExit(f"{job}: {result['failed']} calls failed")
+            raise SystemExit(f"{job}: {result['failed']} calls failed: {result['reasons']}")
         return result
 
     async def _paths(self, users: list[str]) -> None:
