@@ -111,7 +111,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         check_reader(context)
         listing = await self._store.list(OPERATIONS_PREFIX)
         keys = sorted(listing.items, reverse=True)
-        page, token = _page(keys, request.page_size, request.page_token, lambda key: key)
+        page, token = page_of(keys, request.page_size, request.page_token, lambda key: key)
         found = [Operation.from_json(listing.items[key].value) for key in page]
         return pb.ListOperationsResponse(
             operations=[operation_message(operation) for operation in found],
@@ -151,7 +151,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
     ) -> pb.ListAuditRecordsResponse:
         check_reader(context)
         records = await list_audit(self._store)
-        page, token = _page(
+        page, token = page_of(
             records, request.page_size, request.page_token, lambda record: record.audit_id
         )
         return pb.ListAuditRecordsResponse(
@@ -202,7 +202,7 @@ async def operator_of(
     try:
         if caller is None or caller.kind not in _WRITERS:
             raise _denied(caller)
-        _check_reason(reason)
+        check_reason(reason)
         yield caller.spiffe_id
     except Refusal as refusal:
         why = "not an operator" if refusal.reason == _NOT_ALLOWED else refusal.reason
@@ -212,7 +212,7 @@ async def operator_of(
         raise
 
 
-def _check_reason(reason: str) -> None:
+def check_reason(reason: str) -> None:
     if not reason.strip():
         raise bad_request([Violation("reason", "must not be empty; it is kept in the audit log")])
     if len(reason) > _REASON_CHARACTERS_MAX:
@@ -249,7 +249,7 @@ def store_refusal(error: StoreUnavailable) -> Refusal:
     )
 
 
-def _page(
+def page_of(
     items: Sequence[T], size: int, token: str, key: Callable[[T], str]
 ) -> tuple[list[T], str]:
     """A page of a list that is sorted newest first, and the token of the next (AIP-158)."""

@@ -23,7 +23,7 @@ from control.approvals.model import Event
 from control.approvals.rules import No, decide, state_now
 from control.audit import audit_put, audit_record, record_denial
 from control.chain.store import verify_audit_log
-from control.service import _check_reason, _page
+from control.service import check_reason, page_of
 from router.errors import Refusal, Violation, bad_request
 from router.identity import Caller, caller_of
 from router.store.model import Store
@@ -61,7 +61,7 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
     async def SetRoleBinding(
         self, request: pb.SetRoleBindingRequest, context: Any
     ) -> pb.RoleBinding:
-        _check_reason(request.reason)
+        check_reason(request.reason)
         subject = request.binding.subject
         violations = []
         problem = subject_problem(subject)
@@ -88,7 +88,7 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
     async def SetApprovalPolicy(
         self, request: pb.SetApprovalPolicyRequest, context: Any
     ) -> pb.ApprovalPolicy:
-        _check_reason(request.reason)
+        check_reason(request.reason)
         required = request.policy.required
         actor = _caller(context).spiffe_id
         record = audit_record(actor, "access.approvals", f"required={required}", request.reason)
@@ -102,7 +102,7 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
     async def ListApprovals(
         self, request: pb.ListApprovalsRequest, context: Any
     ) -> pb.ListApprovalsResponse:
-        page, token = _page(
+        page, token = page_of(
             await approvals.list_approvals(self._store),
             request.page_size,
             request.page_token,
@@ -113,7 +113,7 @@ class AccessService(access_pb2_grpc.AccessServiceServicer):
         )
 
     async def DecideApproval(self, request: pb.DecideApprovalRequest, context: Any) -> pb.Approval:
-        _check_reason(request.reason)
+        check_reason(request.reason)
         caller = _caller(context)
         found = await approvals.find(self._store, request.approval_id)
         event = Event.APPROVE if request.approve else Event.REJECT

@@ -16,7 +16,8 @@ import structlog
 
 from router.policies.model import POLICIES_PREFIX, REPORTS_PREFIX
 from router.policies.rules import PolicySet, take
-from router.store.model import Lease, Store, StoreUnavailable
+from router.store.leased import LeasedValue
+from router.store.model import Store, StoreUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -63,12 +64,9 @@ class Reporter:
         self, store: Store, follower: Follower, process: str, report: Callable[[], dict[str, Any]]
     ) -> None:
         """`report`: what there is to tell beside the applied policies."""
-        self._store = store
         self._follower = follower
-        self._key = REPORTS_PREFIX + process
         self._report = report
-        self._lease: Lease | None = None
-        self._told = ""
+        self._told = LeasedValue(store, REPORTS_PREFIX + process, _REPORT_TTL_S)
 
     async def run(self) -> None:
         while True:
@@ -83,10 +81,5 @@ class Reporter:
                     await changed.wait()
 
     async def _tell(self) -> None:
-        if self._lease is None or not await self._lease.refresh():
-            self._lease, self._told = await self._store.lease(_REPORT_TTL_S), ""
         applied = [list(item) for item in self._follower.now.applied]
-        told = json.dumps({"applied": applied, **self._report()})
-        if told != self._told:
-            await self._store.commit(expect={}, puts={self._key: told}, lease=self._lease)
-            self._told = told
+        await self._told.tell(json.dumps({"applied": applied, **self._report()}))
