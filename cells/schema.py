@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cells.accounts.tables
+import cells.channels.attempts
 import cells.ledger.tables
 import cells.notifications.tables
 import cells.orders.tables

@@ -35,6 +35,14 @@ class Kind(StrEnum):
     BRANCH = "brn"
     EVENT = "evt"
     DELIVERY = "dlv"
+    # Money pulled from a card or bank account, or sent to one, and each request to a bank for it.
+    CHARGE = "chg"
+    PAYOUT = "pyo"
+    ATTEMPT = "att"
+    # A card or bank account that a user has registered.
+    INSTRUMENT = "ins"
+    # What finance posts to make the books agree with a bank's.
+    ADJUSTMENT = "adj"
 
 
 class Purpose(StrEnum):
@@ -44,6 +52,11 @@ class Purpose(StrEnum):
     COLLECTION = "collection"
     CLEARING = "clearing"
     EXTERNAL = "external"
+    # What a bank owes us (or we it), until it pays: falls when it has taken money for us.
+    CHANNEL = "channel"
+    # What banks took for their service, and differences whose owner is not known yet.
+    FEES = "fees"
+    SUSPENSE = "suspense"
 
 
 def encode_slot(slot: int) -> str:
@@ -107,6 +120,18 @@ def clearing_account_id(slot: int, currency: str) -> str:
 def external_account_id(slot: int, currency: str) -> str:
     """The world outside: deposits come from it, withdrawals go to it."""
     return derive(Kind.ACCOUNT, slot, Purpose.EXTERNAL, str(slot), currency)
+
+
+@lru_cache(maxsize=16_384)
+def channel_account_id(slot: int, channel: str, currency: str) -> str:
+    """What lies with a bank, as far as users of `slot` are concerned."""
+    return derive(Kind.ACCOUNT, slot, Purpose.CHANNEL, str(slot), channel, currency)
+
+
+@lru_cache(maxsize=16_384)
+def own_account_id(slot: int, purpose: Purpose, currency: str) -> str:
+    """Cellpay's own account in a slot: fees, suspense."""
+    return derive(Kind.ACCOUNT, slot, purpose, str(slot), currency)
 
 
 def slot_of_id(identifier: str) -> int:

@@ -1,0 +1,1 @@
+"""Channels: banks and networks outside, each reached through an adapter."""
