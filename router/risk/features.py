@@ -1,7 +1,7 @@
 """Stream features: counts, sums and distinct counts over sliding windows. Definitions, pure.
 
-Exactly: a window of `window_s` is `buckets` buckets of equal length, aligned to the Unix epoch. At a
-time t a feature covers the bucket that t lies in and the `buckets - 1` before it, so between
+Exactly: a window of `window_s` is `buckets` buckets of equal length, aligned to the Unix epoch. At
+a time t a feature covers the bucket that t lies in and the `buckets - 1` before it, so between
 (1 - 1/buckets) and all of the window. An observation counts in the bucket of its own time, whenever
 it comes; so neither order nor delay changes a value, and a replay of the stream gives the same.
 Counts and sums are exact; distinct counts are HyperLogLog's (standard error 0.81 %; Flajolet et al.
