@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from router.client.tls import TlsFiles
+from router.documents import read_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,4 +117,4 @@ class CellSettings:
 
 
 def read_settings(path: Path) -> CellSettings:
-    return TypeAdapter(CellSettings).validate_json(path.read_bytes())
+    return TypeAdapter(CellSettings).validate_json(read_document(path))

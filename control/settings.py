@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from router.documents import read_document
+
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
@@ -54,4 +56,4 @@ class ControllerSettings:
 
 
 def read_settings(path: Path) -> ControllerSettings:
-    return TypeAdapter(ControllerSettings).validate_json(path.read_bytes())
+    return TypeAdapter(ControllerSettings).validate_json(read_document(path))
