@@ -103,6 +103,9 @@ class CellSettings:
     # A streaming replica of PostgreSQL for reads that may be old; empty: there is none. CockroachDB
     # reads from its followers without.
     replica_url: str = ""
+    # host:port where kubelets ask the first process, and the relay; empty: nowhere.
+    probe_listen: str = ""
+    relay_probe_listen: str = ""
     # Processes, each with its own listener and lane. The first is the cell itself; the others end
     # with it. The mesh sends a slot always to the same one while they all live.
     workers: int = 1
