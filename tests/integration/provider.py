@@ -2,7 +2,7 @@
 
     python -m tests.integration.provider
 
-Prints its address. `GET /lie?about=…` chooses what its next tokens are wrong about; whoever comes to
+Prints its address. `GET /lie?about=…` chooses what its next tokens are wrong about; who comes to
 its authorisation page is sent back at once.
 
 """
