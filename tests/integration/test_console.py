@@ -332,3 +332,12 @@ async def test_a_browser_shows_the_mesh_to_anybody(
         await page.get_by_role("heading", name="Sign in").wait_for()
         await chromium.close()
     assert not faults
+
+
+def test_a_terminal_shows_the_same(session: Session) -> None:
+    done = cellctl(session, "watch", "--looks", "2", "--interval-s", "0.1")
+    assert done.returncode == 0, done.stderr
+    for cell in ("a", "b", "c"):
+        assert f"region-{cell}" in done.stdout
+    # 1,024 slots, sixteen a letter.
+    assert any(len(line.strip()) == 64 for line in done.stdout.splitlines())
