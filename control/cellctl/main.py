@@ -51,6 +51,7 @@ from control.cellctl.show import (
 )
 from control.cellctl.status import show_status, status_document
 from control.cellctl.watch import watch
+from control.cellctl.vault import app as vault_app
 from control.mesh import launcher
 from control.mesh.errors import MeshError
 from control.mesh.options import MeshOptions
@@ -67,6 +68,7 @@ app.command()(policies.degrade)
 app.add_typer(drill_app, name="drill")
 app.add_typer(console_app, name="console")
 app.command()(watch)
+app.add_typer(vault_app, name="vault")
 
 DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
