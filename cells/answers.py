@@ -22,6 +22,7 @@ def status_of(reason: Reason) -> grpc.StatusCode:
             | Reason.TRANSFER_NOT_FOUND
             | Reason.BRANCH_NOT_FOUND
             | Reason.DELIVERY_NOT_FOUND
+            | Reason.INSTRUMENT_NOT_FOUND
             | Reason.ACCOUNT_NOT_FOUND
             | Reason.MERCHANT_NOT_FOUND
             | Reason.PAYER_NOT_FOUND
@@ -48,8 +49,12 @@ def status_of(reason: Reason) -> grpc.StatusCode:
             | Reason.NOTHING_TO_SETTLE
             | Reason.INSUFFICIENT_FUNDS
             | Reason.BALANCE_TOO_LARGE
+            | Reason.INSTRUMENT_REMOVED
+            | Reason.INSTRUMENT_EXPIRED
         ):
             return grpc.StatusCode.FAILED_PRECONDITION
+        case Reason.INSTRUMENT_CHANGED | Reason.KEY_REPLACED:
+            return grpc.StatusCode.ABORTED
         case _:
             assert_never(reason)
 

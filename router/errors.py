@@ -17,6 +17,8 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
+from router.redaction import redacted, redacted_value
+
 DOMAIN = "cellpay"
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -72,14 +74,20 @@ class Refusal(Exception):
 
     def to_status(self) -> status_pb2.Status:
         details = [
-            error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
+            error_details_pb2.ErrorInfo(
+                reason=self.reason,
+                domain=DOMAIN,
+                metadata={
+                    name: str(redacted_value(value, name)) for name, value in self.metadata.items()
+                },
+            )
         ]
         if self.violations:
             details.append(
                 error_details_pb2.BadRequest(
                     field_violations=[
                         error_details_pb2.BadRequest.FieldViolation(
-                            field=violation.field, description=violation.description
+                            field=violation.field, description=redacted(violation.description)
                         )
                         for violation in self.violations
                     ]
@@ -89,7 +97,7 @@ class Refusal(Exception):
             delay = Duration()
             delay.FromMilliseconds(self.retry_after_ms)
             details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-        status = status_pb2.Status(code=self.code.value[0], message=self.message)
+        status = status_pb2.Status(code=self.code.value[0], message=redacted(self.message))
         for detail in details:
             packed = AnyMessage()
             packed.Pack(detail)
@@ -123,7 +131,7 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], refusal: Refusal) -
     """Ends the call with the refusal's status and details."""
     await context.abort(
         refusal.code,
-        refusal.message,
+        redacted(refusal.message),
         trailing_metadata=((STATUS_DETAILS_KEY, refusal.to_status().SerializeToString()),),
     )
     raise AssertionError("abort returned")

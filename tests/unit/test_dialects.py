@@ -22,6 +22,7 @@ from cells.ledger.tables import ACCOUNTS, ENTRIES, IDEMPOTENCY, OUTBOX
 from cells.orders.tables import ORDERS
 from cells.payments.tables import PAYMENTS, REFUNDS
 from cells.transfers.tables import BRANCHES, TRANSFERS
+from cells.vault.tables import INSTRUMENTS, KEYS, LOOKUPS
 
 ALL: list[RecordType[Any]] = [
     ACCOUNTS,
@@ -35,6 +36,9 @@ ALL: list[RecordType[Any]] = [
     REFUNDS,
     TRANSFERS,
     BRANCHES,
+    INSTRUMENTS,
+    LOOKUPS,
+    KEYS,
 ]
 NAMES = ("postgresql.asyncpg", "cockroachdb.asyncpg")
 
