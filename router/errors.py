@@ -37,7 +37,10 @@ class Violation:
 
 
 class Refusal(Exception):
-    """A request ends with this status. `reason` is UPPER_SNAKE_CASE and stable; the text is not."""
+    """A request ends with this status. `reason` is UPPER_SNAKE_CASE and stable; the text is not.
+
+    What it quotes of a request may be a card's number in the wrong field: that is taken out here.
+    """
 
     def __init__(
         self,
@@ -49,12 +52,17 @@ class Refusal(Exception):
         violations: Sequence[Violation] = (),
         retry_after_ms: int | None = None,
     ) -> None:
+        message = redacted(message)
         super().__init__(f"{reason}: {message}")
         self.code = code
         self.reason = reason
         self.message = message
-        self.metadata = dict(metadata or {})
-        self.violations = tuple(violations)
+        self.metadata = {
+            name: str(redacted_value(value, name)) for name, value in (metadata or {}).items()
+        }
+        self.violations = tuple(
+            Violation(item.field, redacted(item.description)) for item in violations
+        )
         self.retry_after_ms = retry_after_ms
 
     @classmethod
@@ -74,20 +82,14 @@ class Refusal(Exception):
 
     def to_status(self) -> status_pb2.Status:
         details = [
-            error_details_pb2.ErrorInfo(
-                reason=self.reason,
-                domain=DOMAIN,
-                metadata={
-                    name: str(redacted_value(value, name)) for name, value in self.metadata.items()
-                },
-            )
+            error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
         ]
         if self.violations:
             details.append(
                 error_details_pb2.BadRequest(
                     field_violations=[
                         error_details_pb2.BadRequest.FieldViolation(
-                            field=violation.field, description=redacted(violation.description)
+                            field=violation.field, description=violation.description
                         )
                         for violation in self.violations
                     ]
@@ -97,7 +99,7 @@ class Refusal(Exception):
             delay = Duration()
             delay.FromMilliseconds(self.retry_after_ms)
             details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-        status = status_pb2.Status(code=self.code.value[0], message=redacted(self.message))
+        status = status_pb2.Status(code=self.code.value[0], message=self.message)
         for detail in details:
             packed = AnyMessage()
             packed.Pack(detail)
@@ -131,7 +133,7 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], refusal: Refusal) -
     """Ends the call with the refusal's status and details."""
     await context.abort(
         refusal.code,
-        redacted(refusal.message),
+        refusal.message,
         trailing_metadata=((STATUS_DETAILS_KEY, refusal.to_status().SerializeToString()),),
     )
     raise AssertionError("abort returned")

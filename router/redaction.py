@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 REDACTED = "[redacted]"
@@ -62,12 +63,11 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
         rf"\1{REDACTED}",
     ),
 )
-# What a text must hold before the shapes are worth a look.
-_HINT = re.compile(
-    r"pan|card|cv[vc]|pass|secret|author|key|holder|phone|identity|://|parameters|DETAIL|invalid"
-    r"|PRIVATE",
-    re.IGNORECASE,
-)
+# What a text must hold one of before the shapes are worth a look: most texts hold none.
+_HINTS = (
+    "pan", "card", "cvv", "cvc", "pass", "secret", "author", "key", "holder", "phone", "identity",
+    "://", "parameters", "detail", "invalid",
+)  # fmt: skip
 
 
 def is_luhn(digits: str) -> bool:
@@ -96,19 +96,24 @@ def _judged(match: re.Match[str]) -> str:
 
 def without_pans(text: str) -> str:
     """The text without what may be a card's number."""
-    return _DIGITS.sub(_judged, text)
+    return _DIGITS.sub(_judged, text) if len(text) >= _PAN_DIGITS.start else text
 
 
 def redacted(text: str) -> str:
     """The text without card numbers, secrets and keys."""
     text = without_pans(text)
-    if _HINT.search(text) is None:
+    low = text.lower()
+    for hint in _HINTS:
+        if hint in low:
+            break
+    else:
         return text
     for pattern, instead in _SHAPES:
         text = pattern.sub(instead, text)
     return _NAMED.sub(lambda match: f"{match['name']}{REDACTED}", text)
 
 
+@lru_cache(maxsize=1024)
 def is_secret_name(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
