@@ -27,6 +27,7 @@ from cellpay.notifications.v1 import notifications_pb2_grpc
 from cellpay.orders.v1 import orders_pb2_grpc
 from cellpay.payments.v1 import payments_pb2_grpc
 from cellpay.transfers.v1 import funding_pb2_grpc, participant_pb2_grpc, transfers_pb2_grpc
+from cellpay.vault.v1 import instruments_pb2_grpc
 from grpc_health.v1 import health, health_pb2
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -52,6 +53,11 @@ from cells.transfers.branches import BranchCalls
 from cells.transfers.coordinator import Coordinator
 from cells.transfers.service import FundingService, ParticipantService, TransfersService
 from cells.transfers.worker import Recovery
+from cells.vault.keystore import open_kms
+from cells.vault.numbers import read_bins
+from cells.vault.service import InstrumentsService
+from cells.vault.store import Vault
+from cells.vault.worker import Rotation
 from cells.workers import EXIT_MONEY_BROKEN, WorkerBroken, Workers, until_parent_gone
 from router.admission.gate import Admission
 from router.client import CallPolicy, Mesh, connect
@@ -88,6 +94,7 @@ _SERVICES = [
         "transfers.v1.ParticipantService",
         "transfers.v1.FundingService",
         "notifications.v1.NotificationsService",
+        "vault.v1.InstrumentsService",
         "cell.v1.CellService",
     )
 ]
@@ -135,9 +142,10 @@ async def serve(settings: CellSettings, role: Role) -> None:
         refunding = _refunding(lanes, mesh, settings, policing)
         recovery = Recovery(read_engine, here, coordinator, refunding, settings.transfers)
         settlement = Settlement(lanes, read_engine, here, coordinator, settings.settlement)
+        vault = Vault(lanes, read_engine, open_kms(settings.vault.keystore))
         health_servicer = health.aio.HealthServicer()
         services = _services(
-            lanes, read_engine, here, tally, coordinator, refunding, recovery, settings
+            lanes, read_engine, here, tally, coordinator, refunding, recovery, vault, settings
         )
         listen = settings.listen if role.is_first else _any_port(settings.listen)
         servers, address = _listen(
@@ -150,8 +158,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
         # Slots that came here: what is in doubt there has lost its driver.
         gains: asyncio.Queue[frozenset[int]] = asyncio.Queue()
         incarnation = role.incarnation or uuid.uuid4().hex
-        further = settings.workers - 1 if role.is_first else 0
-        workers = Workers(role.settings, further, incarnation)
+        workers = Workers(role.settings, settings.workers - 1 if role.is_first else 0, incarnation)
         membership = Membership(
             store,
             here,
@@ -171,8 +178,9 @@ async def serve(settings: CellSettings, role: Role) -> None:
                 if role.is_first:
                     group.create_task(membership.keep_lease())
                     group.create_task(_recover_gains(gains, recovery))
-                    group.create_task(recovery.run())
-                    group.create_task(settlement.run())
+                    rotation = Rotation(lanes, here, vault, settings.vault, policing.keys)
+                    for worker in (recovery, settlement, rotation):
+                        group.create_task(worker.run())
                     group.create_task(workers.run(membership.announce))
                 else:
                     here.set_alive(False)
@@ -265,6 +273,7 @@ def _services(
     coordinator: Coordinator,
     refunding: Refunding,
     recovery: Recovery,
+    vault: Vault,
     settings: CellSettings,
 ) -> list[tuple[Callable[..., None], Any]]:
     """Each service with the generated function that adds it to a server."""
@@ -293,6 +302,10 @@ def _services(
             FundingService(lanes, coordinator),
         ),
         (notifications_pb2_grpc.add_NotificationsServiceServicer_to_server, notifications),
+        (
+            instruments_pb2_grpc.add_InstrumentsServiceServicer_to_server,
+            InstrumentsService(vault, engine, read_bins(settings.vault.bins)),
+        ),
         (cell_pb2_grpc.add_CellServiceServicer_to_server, CellService(here, recovery)),
     ]
 

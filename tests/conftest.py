@@ -20,6 +20,7 @@ OVERRIDES = {
     "workers": 2,
     "settlement": {"interval_s": 2.0},
     "transfers": {"recovery_age_s": 2.0, "recovery_interval_s": 0.5, "try_timeout_s": 5.0},
+    "vault": {"look_interval_s": 1.0, "pause_s": 0.01},
     "webhooks": {"backoff_base_s": 0.1, "backoff_cap_s": 0.5, "attempts_max": 4, "timeout_s": 1.0},
 }
 # Longer than the default: a test machine that is busy elsewhere must not look like a death.

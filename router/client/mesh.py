@@ -14,6 +14,7 @@ from cellpay.notifications.v1 import notifications_pb2_grpc
 from cellpay.orders.v1 import orders_pb2_grpc
 from cellpay.payments.v1 import payments_pb2_grpc
 from cellpay.transfers.v1 import funding_pb2_grpc, participant_pb2_grpc, transfers_pb2_grpc
+from cellpay.vault.v1 import instruments_pb2_grpc
 
 from router.client.channel import CallPolicy, MeshChannel
 from router.client.tls import TlsFiles
@@ -57,6 +58,9 @@ class Mesh:
         )
         self.funding: funding_pb2_grpc.FundingServiceAsyncStub = (
             funding_pb2_grpc.FundingServiceStub(raw)
+        )
+        self.instruments: instruments_pb2_grpc.InstrumentsServiceAsyncStub = (
+            instruments_pb2_grpc.InstrumentsServiceStub(raw)
         )
 
 
