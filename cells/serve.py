@@ -32,6 +32,9 @@ from grpc_health.v1 import health, health_pb2
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cells.accounts.service import AccountsService
+from cells.banking import CALLERS as BANKING_CALLERS
+from cells.banking import SERVICES as BANKING_SERVICES
+from cells.banking import Banking
 from cells.bulk import Bulk
 from cells.cell_service import CellService
 from cells.database import make_engine
@@ -83,6 +86,7 @@ _CALLERS = {
     "cellpay.cell.v1.CellService": ("controller",),
     "cellpay.transfers.v1.ParticipantService": ("cell",),
     "cellpay.transfers.v1.FundingService": ("cell",),
+    **BANKING_CALLERS,
 }
 _SERVICES = [
     f"cellpay.{name}"
@@ -97,7 +101,7 @@ _SERVICES = [
         "vault.v1.InstrumentsService",
         "cell.v1.CellService",
     )
-]
+] + list(BANKING_SERVICES)
 # Their failures are the cell's own; a transfer's may be the other cell's.
 _TALLIED = (
     "cellpay.accounts.v1.AccountsService",
@@ -143,18 +147,20 @@ async def serve(settings: CellSettings, role: Role) -> None:
         recovery = Recovery(read_engine, here, coordinator, refunding, settings.transfers)
         settlement = Settlement(lanes, read_engine, here, coordinator, settings.settlement)
         vault = Vault(lanes, read_engine, open_kms(settings.vault.keystore))
+        banking = Banking(settings, lanes, read_engine, here, vault, policing, mesh)
         health_servicer = health.aio.HealthServicer()
         services = _services(
             lanes, read_engine, here, tally, coordinator, refunding, recovery, vault, settings
         )
         listen = settings.listen if role.is_first else _any_port(settings.listen)
         servers, address = _listen(
-            settings, listen, (here, policing.admission, tally), health_servicer, services
+            settings,
+            listen,
+            (here, policing.admission, tally),
+            health_servicer,
+            [*services, *banking.services()],
         )
-        # By default it says SERVING from the start; `_announce` says when that is true.
-        await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-        for server in servers:
-            await server.start()
+        await _start(servers, health_servicer)
         # Slots that came here: what is in doubt there has lost its driver.
         gains: asyncio.Queue[frozenset[int]] = asyncio.Queue()
         incarnation = role.incarnation or uuid.uuid4().hex
@@ -171,6 +177,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 _run_in(group, lanes, branches, read_engine, policing)
+                group.create_task(banking.run(recover=role.is_first))
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
                 group.create_task(Reporter(store, settings, tally).run())
@@ -178,8 +185,11 @@ async def serve(settings: CellSettings, role: Role) -> None:
                 if role.is_first:
                     group.create_task(membership.keep_lease())
                     group.create_task(_recover_gains(gains, recovery))
-                    rotation = Rotation(lanes, here, vault, settings.vault, policing.keys)
-                    for worker in (recovery, settlement, rotation):
+                    for worker in (
+                        recovery,
+                        settlement,
+                        Rotation(lanes, here, vault, settings.vault, policing.keys),
+                    ):
                         group.create_task(worker.run())
                     group.create_task(workers.run(membership.announce))
                 else:
@@ -254,6 +264,13 @@ def _listen(
         address = f"{listen.rpartition(':')[0]}:{port}"
         servers.append(server)
     return servers, address
+
+
+async def _start(servers: list[grpc.aio.Server], health_servicer: Any) -> None:
+    # By default it says SERVING from the start; `_announce` says when that is true.
+    await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    for server in servers:
+        await server.start()
 
 
 async def _live_with_the_first(role: Role, address: str) -> None:

@@ -173,6 +173,7 @@ class Feature(StrEnum):
     STATEMENTS = "statements"
     RISK_MODEL = "risk_model"
     REFUNDS = "refunds"
+    PAYOUTS = "payouts"
 
 
 class Mode(StrEnum):

@@ -50,6 +50,7 @@ CLASSES: Mapping[Feature, Criticality] = {
     Feature.STATEMENTS: Criticality.SHEDDABLE_PLUS,
     Feature.RISK_MODEL: Criticality.CRITICAL,
     Feature.REFUNDS: Criticality.CRITICAL,
+    Feature.PAYOUTS: Criticality.CRITICAL,
 }
 # Of levels 1, 2 and 3.
 MODES: Mapping[Feature, tuple[Mode, Mode, Mode]] = {
@@ -59,6 +60,7 @@ MODES: Mapping[Feature, tuple[Mode, Mode, Mode]] = {
     Feature.STATEMENTS: (Mode.ON, Mode.OFF, Mode.OFF),
     Feature.RISK_MODEL: (Mode.ON, Mode.ON, Mode.OFF),
     Feature.REFUNDS: (Mode.ON, Mode.ON, Mode.OFF),
+    Feature.PAYOUTS: (Mode.ON, Mode.ON, Mode.DEFERRED),
 }
 # Money that is under way cannot be switched off, and an event must not be lost.
 _NEVER_OFF = frozenset({Feature.NOTIFICATION})

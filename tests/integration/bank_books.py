@@ -136,16 +136,16 @@ async def fill_banks(town: Town, user: str) -> None:
     for said, amount in refunds.items():
         refund = await counter.refund(charge.charge_id, amount, said)
         ids[f"charge_refund_{said}"] = refund.refund_id
-    stories = {
-        "held": (11,),
-        "sending": (12, "sent", "unknown"),
-        "paid": (13, "sent", "approved"),
-        "failed": (14, "sent", "declined"),
-        "given_up": (15, "given up"),
-        "returned": (16, "sent", "approved", "returned"),
+    stories: dict[str, tuple[int, list[str]]] = {
+        "held": (11, []),
+        "sending": (12, ["sent", "unknown"]),
+        "paid": (13, ["sent", "approved"]),
+        "failed": (14, ["sent", "declined"]),
+        "given_up": (15, ["given up"]),
+        "returned": (16, ["sent", "approved", "returned"]),
     }
-    for story, (amount, *steps) in stories.items():
-        payout = await counter.payout(int(str(amount)), *(str(step) for step in steps))
+    for story, (amount, steps) in stories.items():
+        payout = await counter.payout(amount, *steps)
         ids[f"payout_{story}"] = payout.payout_id
         ids[f"payout_{story}_attempt"] = payout.attempt_id
     sides = [

@@ -158,7 +158,7 @@ class PaperVault:
             raise Refusal(grpc.StatusCode.NOT_FOUND, "INSTRUMENT_NOT_FOUND", "no such instrument")
         return InstrumentFacts(instrument_id, self.owners[instrument_id], "card", "visa")
 
-    async def reveal(self, instrument_id: str) -> Instrument:
+    async def reveal(self, instrument_id: str, purpose: str) -> Instrument:
         await self.facts(instrument_id)
         if self.away:
             raise Refusal(grpc.StatusCode.UNAVAILABLE, "VAULT_AWAY", "the vault is away")
