@@ -69,6 +69,7 @@ from router.logs import configure_logs
 from router.policies.model import Dependency, Feature, Mode
 from router.standard import add_standard_services
 from router.store.etcd import connect_etcd
+from router.store.model import Store
 from router.tally import Tally
 
 log = structlog.get_logger(__name__)
@@ -165,14 +166,8 @@ async def serve(settings: CellSettings, role: Role) -> None:
         gains: asyncio.Queue[frozenset[int]] = asyncio.Queue()
         incarnation = role.incarnation or uuid.uuid4().hex
         workers = Workers(role.settings, settings.workers - 1 if role.is_first else 0, incarnation)
-        membership = Membership(
-            store,
-            here,
-            region=settings.region,
-            addresses=lambda: [address, *workers.addresses],
-            incarnation=incarnation,
-            lease_ttl_s=settings.lease_ttl_s,
-            on_gain=gains.put_nowait,
+        membership = _membership(
+            settings, store, here, incarnation, lambda: [address, *workers.addresses], gains
         )
         try:
             async with asyncio.TaskGroup() as group:
@@ -264,6 +259,25 @@ def _listen(
         address = f"{listen.rpartition(':')[0]}:{port}"
         servers.append(server)
     return servers, address
+
+
+def _membership(
+    settings: CellSettings,
+    store: Store,
+    here: SlotsHere,
+    incarnation: str,
+    addresses: Callable[[], list[str]],
+    gains: asyncio.Queue[frozenset[int]],
+) -> Membership:
+    return Membership(
+        store,
+        here,
+        region=settings.region,
+        addresses=addresses,
+        incarnation=incarnation,
+        lease_ttl_s=settings.lease_ttl_s,
+        on_gain=gains.put_nowait,
+    )
 
 
 async def _start(servers: list[grpc.aio.Server], health_servicer: Any) -> None:

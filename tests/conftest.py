@@ -27,7 +27,7 @@ OVERRIDES = {
         "answer_timeout_s": 1.5,
         "send_window_s": 1.0,
         "wait_max_s": 2.0,
-        "reverse_after_s": 2.0,
+        "reverse_after_s": 1.5,
         "backoff_base_s": 0.3,
         "backoff_cap_s": 1.0,
         "held_retry_s": 0.5,
