@@ -1,4 +1,4 @@
-"""Charges, refunds and payouts as callers see them: through the mesh, to a simulated bank's wire."""
+"""Charges, refunds and payouts as callers see them: through the mesh, to a simulated bank."""
 
 from __future__ import annotations
 
@@ -202,10 +202,6 @@ async def test_reports_and_adjustments_are_for_operators_and_move_what_they_may(
         report.channel = "elsewhere"
         wrong = operator.reports.Report(report)
         await refused(wrong, PRECONDITION, "ATTEMPT_OF_ANOTHER_CHANNEL")
-    # The bank knows nothing of what finance posts here: its book and ours are to agree later on.
-    await banks[channel].ask(
-        operation="authorise", reference="given-back", amount=63, currency="USD"
-    )
 
 
 async def home_address(session: Session, slot: int) -> str:
