@@ -41,6 +41,8 @@ CALLERS = {
     "cellpay.channels.v1.ReportsService": ("cell", "gateway", "operator", "reconciler"),
     "cellpay.channels.v1.AdjustmentsService": ("cell", "operator", "reconciler"),
 }
+# Reports of callbacks that are on their way to their homes at once.
+_TELLING_MAX = 8
 
 
 class Banking:
@@ -102,7 +104,8 @@ class Banking:
         """For ever. One process of a cell recovers."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.desk.run())
-            group.create_task(self._ear.run(self._tell))
+            for _ in range(_TELLING_MAX):
+                group.create_task(self._ear.run(self._tell))
             if recover:
                 group.create_task(self.desk.recovery.run())
 

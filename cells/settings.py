@@ -109,7 +109,7 @@ class BankingSettings:
     # What is unknown for longer is logged as an error, at every question.
     alarm_after_s: float = 600.0
     recovery_interval_s: float = 1.0
-    # Questions that recovery asks at once.
+    # Questions that recovery asks one bank at once: a bank that is silent holds up only its own.
     recovery_concurrency_max: int = 32
     # Charges, refunds and payouts that wait for banks; more are refused.
     in_flight_max: int = 2048

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
+import grpc
 import structlog
 
 from cells.channels.asking import Asking, alarm
@@ -21,7 +22,7 @@ from cells.channels.attempts import Attempt
 from cells.channels.choosing import Ask, Chooser, following
 from cells.channels.drives import Drives
 from cells.channels.instruments import Vault
-from cells.channels.model import Answer, Operation
+from cells.channels.model import Answer, AnswerReason, Operation
 from cells.channels.rules import new_attempt
 from cells.channels.writing import tried_channels, written
 from cells.ledger.model import Reason
@@ -38,10 +39,14 @@ from cells.payouts.rules import (
 from cells.payouts.tables import PAYOUTS
 from cells.reading import ReadEngine, fetch_row
 from cells.settings import BankingSettings
+from router.errors import Refusal
 from router.ids import Kind
 from router.minting import mint_now
 
 log = structlog.get_logger(__name__)
+
+# The instrument was removed, for good.
+_GONE = frozenset({grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION})
 
 
 class Paying:
@@ -78,7 +83,12 @@ class Paying:
     async def advance(self, payout: Payout, age_s: float) -> Payout:
         """Asks banks for a payout that is held, one after the other while they fail cleanly."""
         while payout.state == PayoutState.HELD and not self._deferred():
-            facts = await self._vault.facts(payout.instrument_id)
+            try:
+                facts = await self._vault.facts(payout.instrument_id)
+            except Refusal as refusal:
+                if refusal.code not in _GONE:
+                    raise
+                return await self._give_up(payout, AnswerReason.INSTRUMENT_INVALID)
             tried = await tried_channels(self._engine, payout.payout_id)
             ask = Ask(
                 Operation.PAYOUT, payout.payout_id, payout.user_id, facts, payout.amount,
@@ -110,12 +120,14 @@ class Paying:
             log.warning("no channel takes a payout", payout=payout.payout_id)
             kept: Payout = await written(self._lanes, KeepPayout(payout.slot, payout.payout_id))
             return kept
+        return await self._give_up(payout, payout.reason if payout.attempts else Reason.NO_CHANNEL)
+
+    async def _give_up(self, payout: Payout, reason: str) -> Payout:
         given_up: Payout = await written(
             self._lanes,
             GiveUpPayout(
                 payout.slot, payout.payout_id, payout.user_id, payout.currency,
-                mint_now(Kind.EVENT, payout.slot),
-                payout.reason if payout.attempts else Reason.NO_CHANNEL,
+                mint_now(Kind.EVENT, payout.slot), reason,
             ),
         )  # fmt: skip
         return given_up

@@ -488,6 +488,41 @@ async def test_a_payout_that_no_channel_takes_waits_and_is_given_up(engine: Asyn
         assert (await cell.account("waiting")).held == 0
 
 
+async def test_a_payout_to_a_card_that_was_removed_is_given_up(engine: AsyncEngine) -> None:
+    async with counter(engine, "removed") as (cell, bank):
+        await cell.open("removed", 70)
+        cell.deferring = True
+        payout = await cell.payout("removed", 30)
+        cell.deferring = False
+        cell.vault.owners.clear()
+        await cell.recover()
+        payout = await cell.row(PAYOUTS, payout.payout_id)
+        assert (payout.state, payout.reason) == (PayoutState.FAILED, "INSTRUMENT_INVALID")
+        assert not bank.requests
+
+
+async def test_a_silent_bank_holds_up_nobody_elses_recovery(engine: AsyncEngine) -> None:
+    second, one = ScriptedBank("queue-second"), replace(QUICK, recovery_concurrency_max=1)
+    async with counter(engine, "queue", one, second) as (cell, bank):
+        await cell.open("queue")
+        bank.will(AUTHORISE, UNKNOWN, UNKNOWN, FAILED)
+        second.will(AUTHORISE, Say(UNKNOWN, effect=True))
+        charges = [await cell.charge("queue", 50) for _ in range(3)]
+        bank.hold = asyncio.Event()
+        recovering = cell.desk.drives.start(cell.desk.recovery.recover(cell.here.owned()))
+        while (await cell.row(CHARGES, charges[2].charge_id)).state != ChargeState.SUCCEEDED:
+            await asyncio.sleep(0.01)
+        assert len(bank.asked(QUERY)) == 1, "one at a time, as told"
+        assert not recovering.done()
+        bank.hold.set()
+        await recovering
+        await cell.recover()
+        # They never came there, and went on to the other bank.
+        states = {(await cell.row(CHARGES, it.charge_id)).state for it in charges}
+        assert states == {ChargeState.SUCCEEDED}
+        assert bank.book == 0
+
+
 async def test_a_returned_payout_is_a_posting_of_its_own(engine: AsyncEngine) -> None:
     async with counter(engine, "returned") as (cell, bank):
         await cell.open("returned", 70)
