@@ -46,18 +46,21 @@ class Following(NamedTuple):
 
 
 class Chooser(Protocol):
-    """Routing. Answers at once, from memory; called on the event loop, by many at a time."""
+    """Routing: answers within milliseconds, whatever is away. By many at a time."""
 
-    def choose(self, ask: Ask) -> Choice: ...
+    async def choose(self, ask: Ask) -> Choice:
+        """A channel that is not among those tried; it counts as asked from now on."""
+        ...
 
-    def learn(self, ask: Ask, channel: str, answer: Answer, latency_s: float) -> None:
-        """How an attempt that it chose went, for success rates, latency and breakers."""
+    def learn(self, ask: Ask, channel: str, answer: Answer | None, latency_s: float) -> None:
+        """How an attempt that it chose went, for success rates, latency and breakers. Once a
+        choice; None: it was not asked after all."""
         ...
 
 
-def following(chooser: Chooser, ask: Ask) -> Following | None:
+async def following(chooser: Chooser, ask: Ask) -> Following | None:
     """What is to be attempted next; None when no channel takes it."""
-    choice = chooser.choose(ask)
+    choice = await chooser.choose(ask)
     if not choice.channel:
         return None
     attempt_id = mint_now(Kind.ATTEMPT, slot_of_id(ask.owner_id))
@@ -73,13 +76,13 @@ class InOrder:
         self._channels = channels
         self._settings = {item.name: item for item in settings}
 
-    def choose(self, ask: Ask) -> Choice:
+    async def choose(self, ask: Ask) -> Choice:
         considered = {name: self._unfit(channel, ask) for name, channel in self._channels.items()}
         chosen = next((name for name, why in considered.items() if not why), "")
         document = {"policy": "in-order", "chosen": chosen, "considered": considered}
         return Choice(chosen, json.dumps(document))
 
-    def learn(self, ask: Ask, channel: str, answer: Answer, latency_s: float) -> None:
+    def learn(self, ask: Ask, channel: str, answer: Answer | None, latency_s: float) -> None:
         """The order does not change."""
 
     def _unfit(self, channel: Channel, ask: Ask) -> str:

@@ -65,17 +65,22 @@ class Charging:
         self._drives = drives
         self._settings = settings
 
-    def first(self, ask: Ask) -> Following | None:
-        """Where a new charge goes."""
-        return following(self._chooser, ask)
-
-    async def create(self, command: CreateCharge, timeout_s: float | None) -> Charge:
-        """The charge, ended or as far as it came while the caller waits."""
+    async def first(self, ask: Ask) -> Following | None:
+        """Where a new charge goes; to be given to `create` in its command."""
         self._drives.check()
+        return await following(self._chooser, ask)
+
+    async def create(self, command: CreateCharge, ask: Ask, timeout_s: float | None) -> Charge:
+        """The charge, ended or as far as it came while the caller waits."""
         written_at_s = time.monotonic()
-        charge: Charge = await written(self._lanes, command)
-        mine = command.following
-        if mine is None or charge.attempt_id != mine.attempt_id:
+        mine, sending = command.following, False
+        try:
+            charge: Charge = await written(self._lanes, command)
+            sending = mine is not None and charge.attempt_id == mine.attempt_id
+        finally:
+            if mine is not None and not sending:
+                self._chooser.learn(ask, mine.channel, None, 0.0)
+        if not sending:
             # An earlier request made it, and drives it.
             return charge
         driving = self._drives.start(self._drive(Step(charge, mine, written_at_s)))
@@ -103,8 +108,12 @@ class Charging:
                 as_repeatable(attempt.operation, answer), coming,
             ),
         )  # fmt: skip
-        mine = coming is not None and answered.attempt_id == coming.attempt_id
-        return Step(answered, coming if mine else None, written_at_s)
+        if coming is not None and answered.attempt_id != coming.attempt_id:
+            facts = await self._facts(charge)
+            if facts is not None:
+                self._chooser.learn(_ask(charge, facts, ()), coming.channel, None, 0.0)
+            coming = None
+        return Step(answered, coming, written_at_s)
 
     def go_on(self, step: Step) -> None:
         """Sends what is to be sent, in the background."""
@@ -191,7 +200,7 @@ class Charging:
         if facts is None:
             return None
         tried = await tried_channels(self._engine, charge.charge_id)
-        return following(self._chooser, _ask(charge, facts, tuple(tried)))
+        return await following(self._chooser, _ask(charge, facts, tuple(tried)))
 
     async def _facts(self, charge: Charge) -> InstrumentFacts | None:
         try:

@@ -123,9 +123,10 @@ class ChargesService(charges_pb2_grpc.ChargesServiceServicer):
         )  # fmt: skip
         command = CreateCharge(
             slot, charge_id, user_id, order_id, instrument_id, amount, request.amount.currency,
-            if_order_ended, self._desk.charging.first(ask), idempotency,
+            if_order_ended, await self._desk.charging.first(ask), idempotency,
         )  # fmt: skip
-        return charge_message(await self._desk.charging.create(command, timeout_of(context)))
+        charge = await self._desk.charging.create(command, ask, timeout_of(context))
+        return charge_message(charge)
 
     async def GetCharge(self, request: pb.GetChargeRequest, context: Any) -> pb.Charge:
         check = Checker()

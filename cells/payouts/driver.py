@@ -94,13 +94,14 @@ class Paying:
                 Operation.PAYOUT, payout.payout_id, payout.user_id, facts, payout.amount,
                 payout.currency, tried=tuple(tried),
             )  # fmt: skip
-            coming = following(self._chooser, ask)
+            coming = await following(self._chooser, ask)
             if coming is None:
                 return await self._without_channel(payout, age_s)
             written_at_s = time.monotonic()
             command = SendPayout(payout.slot, payout.payout_id, payout.currency, coming)
             payout = await written(self._lanes, command)
             if payout.attempt_id != coming.attempt_id:
+                self._chooser.learn(ask, coming.channel, None, 0.0)
                 return payout
             attempt = new_attempt(
                 payout.slot, coming.attempt_id, payout.payout_id, coming.channel,

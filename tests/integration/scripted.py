@@ -236,24 +236,25 @@ class Counter:
         )  # fmt: skip
         return str(order.order_id)
 
-    def charge_command(
+    async def charge_command(
         self,
         user: str,
         minor_units: int,
         order_id: str = "",
         if_order_ended: IfOrderEnded = IfOrderEnded.KEEP,
-    ) -> CreateCharge:
+    ) -> tuple[CreateCharge, Ask]:
         slot, charge_id = slot_of_user(user), mint_now(Kind.CHARGE, slot_of_user(user))
         facts = InstrumentFacts("", user, "card", "visa")
         ask = Ask(Operation.AUTHORISE, charge_id, user, facts, minor_units, "USD")
-        return CreateCharge(
+        command = CreateCharge(
             slot, charge_id, user, order_id, self.vault.register(user), minor_units, "USD",
-            if_order_ended, self.desk.charging.first(ask), self.key("CreateCharge", user),
+            if_order_ended, await self.desk.charging.first(ask), self.key("CreateCharge", user),
         )  # fmt: skip
+        return command, ask
 
     async def charge(self, user: str, minor_units: int, *rest: Any) -> Charge:
-        command = self.charge_command(user, minor_units, *rest)
-        return await self.desk.charging.create(command, None)
+        command, ask = await self.charge_command(user, minor_units, *rest)
+        return await self.desk.charging.create(command, ask, None)
 
     async def payout(self, user: str, minor_units: int) -> Payout:
         slot = slot_of_user(user)

@@ -305,13 +305,13 @@ async def test_a_pending_charge_waits_for_its_callback(engine: AsyncEngine) -> N
 async def test_the_same_key_is_charged_once(engine: AsyncEngine) -> None:
     async with counter(engine, "twice") as (cell, bank):
         await cell.open("twice")
-        command = cell.charge_command("twice", 50)
+        command, ask = await cell.charge_command("twice", 50)
         again = replace(command, charge_id=mint_now(Kind.CHARGE, command.slot))
         assert command.following is not None
         other = mint_now(Kind.ATTEMPT, command.slot)
         again = replace(again, following=command.following._replace(attempt_id=other))
         charges = await asyncio.gather(
-            *(cell.desk.charging.create(it, None) for it in (command, again, again))
+            *(cell.desk.charging.create(it, ask, None) for it in (command, again, again))
         )
         assert len({it.charge_id for it in charges}) == 1
         assert len(bank.asked(AUTHORISE)) == 1

@@ -61,7 +61,8 @@ def test_the_page_draws_the_table(title: str) -> None:
 @pytest.mark.parametrize("title", DRAWN)
 def test_every_state_has_its_row_and_the_last_ones_lead_nowhere(title: str) -> None:
     table, _ = DRAWN[title]
-    assert set(table) == set(type(next(iter(table))))
+    states: type[StrEnum] = type(next(iter(table)))
+    assert set(table) == set(states)
     for onward in table.values():
         assert set(onward.values()) <= set(table)
 
@@ -136,7 +137,10 @@ def test_the_truth_table_of_a_charge(
 ) -> None:
     authorise = attempt(AttemptState(states[0]))
     void = attempt(AttemptState(states[1]), Operation.VOID)
-    charge = Charge(*([""] * len(Charge._fields)))
+    charge = Charge(
+        7, "chg_x", "ann", "top_up", "", "", "keep", "ins", 10, "USD", 0, "", "", "att_x", 1, "",
+        "", NOW,
+    )  # fmt: skip
     processing = charge._replace(state=ChargeState.PROCESSING)
     reversing = charge._replace(state=ChargeState.REVERSING)
     assert event_of(processing, authorise, None, can_go_on=True) == events[0]
@@ -154,7 +158,7 @@ class Named:
         self.operations = frozenset(operations)
 
 
-def test_without_a_policy_the_first_fit_channel_is_asked_and_the_reasons_are_told() -> None:
+async def test_without_a_policy_the_first_fit_channel_is_asked_and_the_reasons_are_told() -> None:
     both = (Operation.AUTHORISE, Operation.PAYOUT)
     channels: dict[str, Any] = {
         "out": Named("out", Operation.PAYOUT),
@@ -171,7 +175,7 @@ def test_without_a_policy_the_first_fit_channel_is_asked_and_the_reasons_are_tol
     owner = mint(Kind.CHARGE, 7, unix_ms=0, random_80=1)
     facts = InstrumentFacts("ins", "ann", "card", "visa")
     ask = Ask(Operation.AUTHORISE, owner, "ann", facts, 10, "USD")
-    chosen = following(chooser, ask)
+    chosen = await following(chooser, ask)
     assert chosen is not None
     assert chosen.channel == "first"
     considered = json.loads(chosen.document)["considered"]
@@ -179,4 +183,4 @@ def test_without_a_policy_the_first_fit_channel_is_asked_and_the_reasons_are_tol
     assert considered["euro"] == "does not take USD"
     assert considered["amex"] == "does not take visa"
     tried = Ask(Operation.AUTHORISE, owner, "ann", facts, 10, "USD", tried=("first", "second"))
-    assert following(chooser, tried) is None
+    assert await following(chooser, tried) is None
