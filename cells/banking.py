@@ -18,6 +18,8 @@ from cells.channels.model import Heard
 from cells.channels.registry import open_channel
 from cells.channels.service import VERDICTS_OUT, ReportsService
 from cells.charges.service import ChargesService
+from cells.choice.desk import ByPolicy
+from cells.choice.worker import Choosing
 from cells.ledger.worker import Lanes
 from cells.payouts.service import PayoutsService
 from cells.policing import Policing
@@ -54,6 +56,7 @@ class Banking:
         here: SlotsHere,
         vault: Vault,
         policing: Policing,
+        choosing: Choosing,
         mesh: Mesh,
     ) -> None:
         """Raises ValueError when a channel is configured wrongly."""
@@ -64,7 +67,7 @@ class Banking:
             engine,
             here,
             channels,
-            InOrder(channels, settings.channels),
+            ByPolicy(choosing, channels, InOrder(channels, settings.channels)),
             RegisteredInstruments(vault),
             settings.banking,
             Deferred(

@@ -37,6 +37,7 @@ from cells.banking import SERVICES as BANKING_SERVICES
 from cells.banking import Banking
 from cells.bulk import Bulk
 from cells.cell_service import CellService
+from cells.choice.worker import Choosing
 from cells.database import make_engine
 from cells.degradation.load import LoadMeter
 from cells.health import Reporter
@@ -136,9 +137,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
     lanes = Lanes(lane_engine, settings.cell, settings.lanes)
     store = connect_etcd(settings.etcd, settings.etcd_tls)
     tally = Tally()
-    policing = Policing(
-        store, settings.cell, role.name(settings.cell), settings.redis_url, LoadMeter(lanes)
-    )
+    policing, choosing = _policing(store, settings, role, lanes)
     # A cell is called itself, so it does not retry: recovery and its own callers do (pitfall 24).
     inner = CallPolicy(retries=False, timeout_s=settings.transfers.branch_call_timeout_s)
     async with connect(settings.xds_bootstrap, policy=inner, fallback=settings.tls) as mesh:
@@ -148,7 +147,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
         recovery = Recovery(read_engine, here, coordinator, refunding, settings.transfers)
         settlement = Settlement(lanes, read_engine, here, coordinator, settings.settlement)
         vault = Vault(lanes, read_engine, open_kms(settings.vault.keystore))
-        banking = Banking(settings, lanes, read_engine, here, vault, policing, mesh)
+        banking = Banking(settings, lanes, read_engine, here, vault, policing, choosing, mesh)
         health_servicer = health.aio.HealthServicer()
         services = _services(
             lanes, read_engine, here, tally, coordinator, refunding, recovery, vault, settings
@@ -171,7 +170,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
         )
         try:
             async with asyncio.TaskGroup() as group:
-                _run_in(group, lanes, branches, read_engine, policing)
+                _run_in(group, lanes, branches, read_engine, policing, choosing)
                 group.create_task(banking.run(recover=role.is_first))
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
@@ -207,14 +206,27 @@ def _run_in(
     branches: BranchCalls,
     read_engine: ReadEngine,
     policing: Policing,
+    choosing: Choosing,
 ) -> None:
     """What every process of a cell does beside its calls."""
     for runner in lanes.runners():
         group.create_task(runner())
     group.create_task(branches.run())
     group.create_task(policing.run())
+    group.create_task(choosing.run())
     if read_engine.replica is not None:
         group.create_task(read_engine.replica.run())
+
+
+def _policing(
+    store: Store, settings: CellSettings, role: Role, lanes: Lanes
+) -> tuple[Policing, Choosing]:
+    """Policies, and the choice of channels that they rule."""
+    cell = settings.cell
+    policing = Policing(store, cell, role.name(cell), settings.redis_url, LoadMeter(lanes))
+    choosing = Choosing(store, cell, settings.redis_url, policing.board)
+    policing.followers.append(choosing.apply)
+    return policing, choosing
 
 
 def _refunding(lanes: Lanes, mesh: Mesh, settings: CellSettings, policing: Policing) -> Refunding:

@@ -14,7 +14,7 @@ class InstrumentFacts:
 
     instrument_id: str
     user_id: str
-    # card or account.
+    # card or bank_account.
     kind: str
     # Of a card; else empty.
     scheme: str = ""
