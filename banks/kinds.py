@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+from banks import iso8583
 from banks.bank import Bank
 
 # Serves while it is open; gives the ports (by name) that the process prints.
@@ -18,5 +19,6 @@ async def _mute(bank: Bank, options: Mapping[str, object]) -> AsyncIterator[Mapp
 
 
 KINDS: dict[str, Tongue] = {
+    "iso8583": iso8583.serving,
     "mute": _mute,
 }
