@@ -18,7 +18,7 @@ from cells.channels.model import AnswerReason, ChannelSettings, Heard, Verdict
 from cells.channels.registry import UnknownKind, open_channel
 from tests.conformance.cases import BEHAVIOUR, CASES
 from tests.conformance.process import BankProcess, bank_process
-from tests.conformance.stand import PATIENT_S, Stand, purchase, void_of
+from tests.conformance.stand import PATIENT_S, SHORT_S, Stand, purchase, void_of
 
 BY_NAME = {case.name: case for case in CASES}
 SEALED = ("iso8583-bcd-tpdu", "iso8583-aes")
@@ -107,6 +107,19 @@ async def test_what_the_bank_works_on_is_pending_until_it_tells(banks: Banks) ->
                 await asyncio.sleep(0.01)
         assert answer.verdict is Verdict.APPROVED
         assert (await stand.bank.totals())["taken"] == quick.amount
+
+
+async def test_a_late_answer_that_comes_twice_is_heard_once(banks: Banks) -> None:
+    async with banks.connected("iso8583-aes") as stand:
+        twice = {"action": "duplicate", "after_ms": 10}
+        await stand.bank.behave(twice, latency={"median_ms": 400}, **BEHAVIOUR)
+        request = purchase()
+        assert (await stand.perform(request, SHORT_S)).verdict is Verdict.UNKNOWN
+        await stand.until_heard(request.reference)
+        # Answered behind the second answer.
+        await stand.bank.behave(latency={"median_ms": 100}, **BEHAVIOUR)
+        assert (await stand.perform(purchase())).verdict is Verdict.APPROVED
+        assert [heard.reference for heard in stand.heard] == [request.reference]
 
 
 async def test_an_idle_connection_echoes(banks: Banks) -> None:

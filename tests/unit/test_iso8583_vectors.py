@@ -14,9 +14,10 @@ from pydantic import TypeAdapter
 
 from banks.iso8583_keys import Vault
 from cells.channels.iso8583.codec import Codec
-from cells.channels.iso8583.dialect import Dialect, KeyScheme, MacAlgorithm
+from cells.channels.iso8583.dialect import Dialect, Keys, KeyScheme, MacAlgorithm
 from cells.channels.iso8583.framing import Framer
 from cells.channels.iso8583.mac import KeyRefused, Mac, check_value, unwrap_key, wrap_key
+from cells.channels.iso8583.network import WorkingKeys
 
 PATH = Path(__file__).resolve().parents[1] / "vectors/iso8583.json"
 VECTORS: list[dict[str, Any]] = json.loads(PATH.read_text(encoding="utf-8"))
@@ -50,6 +51,27 @@ RETAIL = [
 @pytest.mark.parametrize(("key", "data", "mac"), RETAIL)
 def test_the_retail_mac_is_the_published_one(key: str, data: bytes, mac: str) -> None:
     assert Mac(MacAlgorithm.X9_19, bytes.fromhex(key)).of(data) == bytes.fromhex(mac)
+
+
+def test_answers_under_the_key_before_are_believed_for_a_while() -> None:
+    master = bytes(range(16))
+    bank = Vault("aes-cmac", "aes-kw", master)
+
+    def after_a_change(overlap_s: float) -> tuple[WorkingKeys, bytes]:
+        scheme = Keys(KeyScheme.AES_KW, overlap_s=overlap_s)
+        keys = WorkingKeys(Dialect(mac=MacAlgorithm.AES_CMAC, keys=scheme), master)
+        assert keys.current is None
+        keys.install(bank.change())
+        under_the_first = bank.mac(b"answer")
+        keys.install(bank.change())
+        return keys, under_the_first
+
+    keys, old = after_a_change(3_600)
+    assert any(mac.verify(b"answer", old) for mac in keys.believed())
+    assert keys.current is not None
+    assert keys.current.of(b"answer") == bank.mac(b"answer")
+    keys, old = after_a_change(0)
+    assert not any(mac.verify(b"answer", old) for mac in keys.believed())
 
 
 # RFC 4493, section 4, truncated to eight bytes.
