@@ -65,6 +65,8 @@ class Policing:
         self._others = 0
         self._modes: Mapping[Feature, Mode] = {}
         self.level = 0
+        # Who else hears of each new set, in the same turn and after the board.
+        self.followers: list[Callable[[PolicySet], None]] = []
         # Set while nothing is to be waited for; replaced at each change.
         self.changed = asyncio.Event()
 
@@ -96,6 +98,8 @@ class Policing:
         self._modes = admitting.modes
         self.admission.apply(admitting)
         self.board.apply(policies.of(Breakers, self.cell))
+        for follower in self.followers:
+            follower(policies)
         self.changed.set()
         self.changed = asyncio.Event()
 

@@ -34,6 +34,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from cells.accounts.service import AccountsService
 from cells.bulk import Bulk
 from cells.cell_service import CellService
+from cells.choice.worker import Choosing
 from cells.database import make_engine
 from cells.degradation.load import LoadMeter
 from cells.health import Reporter
@@ -67,6 +68,7 @@ from router.policies.model import Dependency, Feature, Mode
 from router.probes import serve_probes
 from router.standard import add_standard_services
 from router.store.etcd import connect_etcd
+from router.store.model import Store
 from router.tally import Tally
 
 log = structlog.get_logger(__name__)
@@ -132,9 +134,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
     lanes = Lanes(lane_engine, settings.cell, settings.lanes)
     store = connect_etcd(settings.etcd, settings.etcd_tls)
     tally = Tally()
-    policing = Policing(
-        store, settings.cell, role.name(settings.cell), settings.redis_url, LoadMeter(lanes)
-    )
+    policing, choosing = _policing(store, settings, role, lanes)
     # A cell is called itself, so it does not retry: recovery and its own callers do (pitfall 24).
     inner = CallPolicy(retries=False, timeout_s=settings.transfers.branch_call_timeout_s)
     async with connect(settings.xds_bootstrap, policy=inner, fallback=settings.tls) as mesh:
@@ -171,7 +171,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
         )
         try:
             async with asyncio.TaskGroup() as group:
-                _run_in(group, lanes, branches, read_engine, policing)
+                _run_in(group, lanes, branches, read_engine, policing, choosing)
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
                 group.create_task(Reporter(store, settings, tally).run())
@@ -203,12 +203,14 @@ def _run_in(
     branches: BranchCalls,
     read_engine: ReadEngine,
     policing: Policing,
+    choosing: Choosing,
 ) -> None:
     """What every process of a cell does beside its calls."""
     for runner in lanes.runners():
         group.create_task(runner())
     group.create_task(branches.run())
     group.create_task(policing.run())
+    group.create_task(choosing.run())
     if read_engine.replica is not None:
         group.create_task(read_engine.replica.run())
 
@@ -223,6 +225,17 @@ def _mend_in(
     group.create_task(_recover_gains(gains, recovery))
     group.create_task(recovery.run())
     group.create_task(settlement.run())
+
+
+def _policing(
+    store: Store, settings: CellSettings, role: Role, lanes: Lanes
+) -> tuple[Policing, Choosing]:
+    """Policies, and the choice of channels that they rule."""
+    cell = settings.cell
+    policing = Policing(store, cell, role.name(cell), settings.redis_url, LoadMeter(lanes))
+    choosing = Choosing(store, cell, settings.redis_url, policing.board)
+    policing.followers.append(choosing.apply)
+    return policing, choosing
 
 
 def _refunding(lanes: Lanes, mesh: Mesh, settings: CellSettings, policing: Policing) -> Refunding:

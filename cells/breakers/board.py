@@ -55,6 +55,10 @@ class Breaker:
         return self._forced is not None
 
     @property
+    def reset_s(self) -> float:
+        return self._settings.reset_s
+
+    @property
     def state(self) -> str:
         if self._forced is not None:
             return OPEN if self._forced == Forced.OPEN else CLOSED

@@ -3,9 +3,10 @@
 Thompson sampling with discounted Beta posteriors: V. Raj and S. Kalyani, "Taming Non-stationary
 Bandits: A Bayesian Approach" (2017, arXiv:1707.09727). Every channel's observations fade with time,
 whether it is asked or not, so a channel that was left alone becomes uncertain again, is drawn high
-now and then, and is found when it has healed. Two things are ours: observations also fade as others
-come (`weight_max`), and what they fade to is no flat prior but what is usual, taken from coarser
-keys where a finer one knows little.
+now and then, and is found when it has healed. Three things are ours: observations also fade as
+others come (`weight_max`); what they fade to is no flat prior but what is usual, taken from coarser
+keys where a finer one knows little; and what is usual hardly learns from an outage (`trust`), for a
+channel that is thought to be usually dead would not be found again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ _MASK = (1 << 64) - 1
 # Rates nearer to 0 or 1 than this are as good as certain.
 _RATE_MIN = 1e-4
 _LN_2 = log(2)
+# Lately this much worse than usual, what is seen is an outage …
+OUTAGE_DROP = 0.3
+# … as soon as it outweighs so many observations of the usual, …
+OUTAGE_WEIGHT = 2
+# … and then an observation weighs so much in what is usual: who stays bad is learnt in days.
+OUTAGE_TRUST = 0.02
 
 
 class Seen(NamedTuple):
@@ -54,13 +61,24 @@ def faded(seen: Seen, elapsed_s: float, choice: ChoicePolicy) -> Seen:
 def added(seen: Seen, good: int, bad: int, latency_ms: float, choice: ChoicePolicy) -> Seen:
     """With more observations: `good` and `bad` of them, which took `latency_ms` in all."""
     now = min(1.0, choice.weight_max / (seen.good + seen.bad + good + bad))
-    total = seen.usual_good + seen.usual_bad + good + bad
-    usual = min(1.0, choice.usual_weight_max / total)
+    trusted = trust(seen, good, bad, choice)
+    usual_good = seen.usual_good + trusted * good
+    usual_bad = seen.usual_bad + trusted * bad
+    usual = min(1.0, choice.usual_weight_max / (usual_good + usual_bad))
     return Seen(
         (seen.good + good) * now, (seen.bad + bad) * now,
-        (seen.usual_good + good) * usual, (seen.usual_bad + bad) * usual,
+        usual_good * usual, usual_bad * usual,
         (seen.latency_ms + latency_ms) * now,
     )  # fmt: skip
+
+
+def trust(seen: Seen, good: int, bad: int, choice: ChoicePolicy) -> float:
+    """How much more observations say of what is usual."""
+    prior = choice.prior_rate * choice.prior_weight
+    usual = (seen.usual_good + prior) / (seen.usual_good + seen.usual_bad + choice.prior_weight)
+    count = seen.good + seen.bad + good + bad
+    lately = (usual * OUTAGE_WEIGHT + seen.good + good) / (OUTAGE_WEIGHT + count)
+    return OUTAGE_TRUST if lately < usual - OUTAGE_DROP else 1.0
 
 
 def standing(channel: Seen, scheme: Seen, band: Seen, choice: ChoicePolicy) -> Standing:

@@ -14,7 +14,7 @@ from cells.channels.model import Answer, Verdict
 from cells.choice.model import Decision, Facts
 from cells.choice.rules import decide, evidence_of, over_quota, works
 from cells.choice.statistics import Statistics
-from cells.choice.terms import Terms, make_terms, terms_of
+from cells.choice.terms import Candidate, Terms, make_terms, terms_of
 from router.policies.model import dependency_of_channel
 from router.policies.rules import PolicySet
 
@@ -62,14 +62,17 @@ class Chooser:
     def take(self, facts: Facts, channel: str) -> bool:
         """Counts a request to the channel; False: it may not be asked now after all."""
         candidate = self.terms.field_of(facts).candidates.get(channel)
-        if candidate is None:
+        if candidate is None or self.breaker(channel).is_open():
             return False
-        usage = self.statistics.usage(channel, facts.currency, facts.at_ms)
+        return self.take_quota(facts, candidate)
+
+    def take_quota(self, facts: Facts, candidate: Candidate) -> bool:
+        """Counts a request by this process's own figures; False: it would be one too many."""
+        name = candidate.name
+        usage = self.statistics.usage(name, facts.currency, facts.at_ms)
         if over_quota(candidate, facts.amount, usage) is not None:
             return False
-        if self.breaker(channel).is_open():
-            return False
-        self.statistics.count(channel, facts.currency, facts.amount, facts.at_ms)
+        self.statistics.count(name, facts.currency, facts.amount, facts.at_ms)
         return True
 
     def note(self, facts: Facts, channel: str, answer: Answer, latency_ms: float) -> None:

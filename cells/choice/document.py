@@ -43,6 +43,7 @@ class NoDecision(ValueError):
 @_STRICT
 @dataclass(frozen=True)
 class _Policy:
+    cell: str
     digest: str
     revision: int
 
@@ -97,7 +98,11 @@ def document_of(decision: Decision) -> dict[str, Any]:
     return {
         "version": VERSION,
         "facts": asdict(decision.facts),
-        "policy": {"digest": decision.policy, "revision": decision.revision},
+        "policy": {
+            "cell": decision.cell,
+            "digest": decision.policy,
+            "revision": decision.revision,
+        },
         "ranked": [
             {
                 **item._asdict(),
@@ -154,6 +159,7 @@ def decode(text: str | bytes) -> Decision:
     )  # fmt: skip
     return Decision(
         read.facts,
+        read.policy.cell,
         read.policy.digest,
         read.policy.revision,
         tuple(Scored(**asdict(item)) for item in read.ranked),

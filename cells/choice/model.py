@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -97,7 +97,10 @@ class Usage(NamedTuple):
 
 
 UNUSED = Usage()
-NO_USAGE: Mapping[str, Usage] = {}
+
+
+def _no_usages() -> Mapping[str, Usage]:
+    return {}
 
 
 class ReadsUsage(Protocol):
@@ -111,7 +114,7 @@ class Snapshot:
     """What is known of the channels at the moment of a choice. The most promising come first."""
 
     standings: Mapping[str, Standing]
-    usages: ReadsUsage = NO_USAGE
+    usages: ReadsUsage = field(default_factory=_no_usages)
     # Those whose breakers are open.
     away: frozenset[str] = frozenset()
 
@@ -142,7 +145,8 @@ class Decision:
     failure of the one before (Verdict.FAILED)."""
 
     facts: Facts
-    # Names what was in force: `Terms.digest`, and the highest revision in it.
+    # Names what was in force: the cell, `Terms.digest`, and the highest revision in it.
+    cell: str
     policy: str
     revision: int
     ranked: tuple[Scored, ...]

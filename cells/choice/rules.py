@@ -65,7 +65,7 @@ def decide(facts: Facts, terms: Terms, snapshot: Snapshot) -> Decision:
     scored.sort(key=itemgetter(_CHANNEL))
     scored.sort(key=itemgetter(_UTILITY), reverse=True)
     return Decision(
-        facts, terms.digest, terms.revision, tuple(scored),
+        facts, terms.cell, terms.digest, terms.revision, tuple(scored),
         tuple(excluded) + field.excluded, Snapshot(read, used, away & read.keys()),
     )  # fmt: skip
 

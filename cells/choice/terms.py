@@ -21,7 +21,6 @@ from router.policies.channels import (
     InstrumentKind,
     Only,
 )
-from router.policies.model import PolicyKind
 from router.policies.rules import PolicySet
 
 # Schemes come from outside; what is kept of them has an end.
@@ -85,6 +84,8 @@ class Terms:
     # Of each policy document, by `kind/name`: etcd's revision.
     revisions: Mapping[str, int]
     digest: str
+    # Whose: policies may be of some cells only.
+    cell: str = ""
     _fields: dict[FieldKey, Field] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -112,11 +113,13 @@ def terms_of(policies: PolicySet, cell: str) -> Terms:
         if not document.cells or cell in document.cells:
             documents[f"{policy.kind}/{policy.name}"] = document
             revisions[f"{policy.kind}/{policy.name}"] = policy.revision
-    return make_terms(list(documents.values()), revisions)
+    return make_terms(list(documents.values()), revisions, cell)
 
 
 def make_terms(
-    documents: Sequence[ChannelPolicy | ChoicePolicy], revisions: Mapping[str, int]
+    documents: Sequence[ChannelPolicy | ChoicePolicy],
+    revisions: Mapping[str, int],
+    cell: str = "",
 ) -> Terms:
     channels = {item.channel: item for item in documents if isinstance(item, ChannelPolicy)}
     choices = [item for item in documents if isinstance(item, ChoicePolicy)]
@@ -125,6 +128,7 @@ def make_terms(
         choices[-1] if choices else _NO_CHOICE,
         dict(revisions),
         digest_of(revisions),
+        cell,
     )
 
 
@@ -132,10 +136,6 @@ def digest_of(revisions: Mapping[str, int]) -> str:
     """Names a set of policies: the same documents at the same revisions."""
     text = json.dumps(sorted(revisions.items()), separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def is_of_choice(kind: str) -> bool:
-    return kind in {PolicyKind.CHANNELS, PolicyKind.CHOICE}
 
 
 def band_of(choice: ChoicePolicy, currency: str, amount: int) -> int:

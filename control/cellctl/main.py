@@ -39,6 +39,7 @@ from control.cellctl.plane import (
     XDS_FALLBACK,
     plane_of,
 )
+from control.cellctl.route_decision import route_decision
 from control.cellctl.session import NoMesh, Session
 from control.cellctl.show import (
     console,
@@ -69,6 +70,7 @@ app.add_typer(drill_app, name="drill")
 app.add_typer(console_app, name="console")
 app.command()(watch)
 app.add_typer(vault_app, name="vault")
+app.command()(route_decision)
 
 DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]

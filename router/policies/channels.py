@@ -107,7 +107,7 @@ class Hours:
     """From a time of day to another, in the channel's zone; past midnight when it ends earlier."""
 
     # 1 is Monday. Of a span past midnight, the day that it begins on.
-    days: Annotated[tuple[Weekday, ...], Field(min_length=1, max_length=7)] = (1, 2, 3, 4, 5, 6, 7)
+    days: Annotated[tuple[Weekday, ...], Field(max_length=7)] = (1, 2, 3, 4, 5, 6, 7)
     begin: Clock = "00:00"
     end: Clock = "24:00"
 
@@ -130,7 +130,7 @@ class Fees:
     """A table for a currency, and for some schemes or all. The first that fits is the one."""
 
     currency: Currency
-    tiers: Annotated[tuple[Tier, ...], Field(min_length=1, max_length=32)]
+    tiers: Annotated[tuple[Tier, ...], Field(max_length=32)]
     schemes: Annotated[tuple[Scheme, ...], Field(max_length=64)] = ()
     rounding: Rounding = Rounding.HALF_UP
     # The bank promises that more volume never costs more: checked.
@@ -168,13 +168,13 @@ class ChannelPolicy:
 
     channel: ChannelName
     # Currency → the amounts that it takes. It takes no other currency.
-    amounts: Annotated[Mapping[Currency, Band], Field(min_length=1, max_length=64)]
-    fees: Annotated[tuple[Fees, ...], Field(min_length=1, max_length=64)]
+    amounts: Annotated[Mapping[Currency, Band], Field(max_length=64)]
+    fees: Annotated[tuple[Fees, ...], Field(max_length=64)]
     cells: CellNames = ()
     # Out of the choice, whatever else stands here.
     blocked: bool = False
-    taking: Annotated[tuple[Taking, ...], Field(min_length=1)] = (Taking.CHARGE,)
-    instruments: Annotated[tuple[InstrumentKind, ...], Field(min_length=1)] = (InstrumentKind.CARD,)
+    taking: tuple[Taking, ...] = (Taking.CHARGE,)
+    instruments: tuple[InstrumentKind, ...] = (InstrumentKind.CARD,)
     # Of cards; empty: all.
     schemes: Annotated[tuple[Scheme, ...], Field(max_length=64)] = ()
     banks: Banks = field(default_factory=Banks)
@@ -203,7 +203,7 @@ class ChoicePolicy:
         Mapping[Currency, Annotated[tuple[Amount, ...], Field(max_length=8)]], Field(max_length=64)
     ] = field(default_factory=dict)
     # An observation weighs half after so long, in what a channel does now …
-    half_life_s: Annotated[float, Field(ge=1, le=86_400)] = 1800.0
+    half_life_s: Annotated[float, Field(ge=1, le=86_400)] = 900.0
     # … and in what it usually does, which the former falls back to.
     usual_half_life_s: Annotated[float, Field(ge=60, le=30 * 86_400)] = 2 * 86_400.0
     # Observations that either may weigh in all: fewer forget sooner under much traffic.
@@ -213,7 +213,7 @@ class ChoicePolicy:
     fallback_weight: Annotated[float, Field(gt=0, le=1000)] = 20.0
     # Of a channel that nothing is known of: which success, and how sure that is.
     prior_rate: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    prior_weight: Annotated[float, Field(gt=0, le=1000)] = 4.0
+    prior_weight: Annotated[float, Field(gt=0, le=1000)] = 10.0
     prior_latency_ms: Annotated[float, Field(ge=0, le=600_000)] = 500.0
     # Channels that one decision draws for, and so the longest order of them.
     channels_max: Annotated[int, Field(ge=1, le=100)] = 16

@@ -166,12 +166,11 @@ def _contradictions(document: Document) -> list[Violation]:
             return _of_degradation(document)
         case Limits():
             return _of_limits(document)
-        case Breakers() | Keys():
         case ChannelPolicy():
             return _of_channel(document)
         case ChoicePolicy():
             return _of_choice(document)
-        case Breakers():
+        case Breakers() | Keys():
             return []
 
 
@@ -241,15 +240,22 @@ def _of_limits(document: Limits) -> list[Violation]:
 
 
 def _of_channel(document: ChannelPolicy) -> list[Violation]:
-    found = []
+    # Not `min_length`: pydantic would call a list too short whose items are wrong.
+    found = [
+        Violation(f"document.{name}", "must not be empty")
+        for name in ("amounts", "fees", "taking", "instruments")
+        if not getattr(document, name)
+    ]
     for currency, band in document.amounts.items():
         if band.minimum > band.maximum:
             found.append(Violation(f"document.amounts.{currency}", "must have minimum <= maximum"))
-        if all(table.currency != currency for table in document.fees):
+        if document.fees and all(table.currency != currency for table in document.fees):
             found.append(Violation("document.fees", f"has no table for {currency}"))
     for number, table in enumerate(document.fees):
         found += _of_fees(table, f"document.fees[{number}]")
     for number, hours in enumerate(document.hours):
+        if not hours.days:
+            found.append(Violation(f"document.hours[{number}].days", "must not be empty"))
         if hours.begin in {hours.end, "24:00"}:
             what = "must end after it begins, or past midnight before it"
             found.append(Violation(f"document.hours[{number}]", what))
@@ -271,6 +277,8 @@ def _of_channel(document: ChannelPolicy) -> list[Violation]:
 
 
 def _of_fees(table: Fees, path: str) -> list[Violation]:
+    if not table.tiers:
+        return [Violation(f"{path}.tiers", "must not be empty")]
     found = []
     if table.tiers[0].from_volume:
         found.append(Violation(f"{path}.tiers[0].from_volume", "must be 0"))

@@ -26,6 +26,8 @@ FAILOVER_POLICY_KEY = "/cellpay/policies/failover"
 LEADER_KEY = "/cellpay/controller/leader"
 # Cell → addresses that xDS names in place of its own, under the lease of a drill.
 DETOURS_PREFIX = "/cellpay/detours/"
+# Cell and channel → that its breaker is open, under a lease of the process that found it away.
+CHANNEL_BREAKERS_PREFIX = "/cellpay/channel-breakers/"
 RUNNING_DRILL_KEY = "/cellpay/drill-running"
 
 
