@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import structlog
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -27,7 +27,7 @@ from router.policies.channels import ChoicePolicy
 
 log = structlog.get_logger(__name__)
 
-_CALL_WAIT_S = 0.1
+_CONNECTIONS_MAX = 8
 _SEEN = "choice:seen:"
 _USED = "choice:used:"
 _VOLUME = "choice:volume:"
@@ -100,14 +100,18 @@ class Volume(NamedTuple):
 class SharedStatistics:
     """Raises what is in FAULTS; the breaker around Redis says when not to ask at all."""
 
-    def __init__(self, redis_url: str, breaker: Breaker) -> None:
-        self._redis: Redis = Redis.from_url(
+    def __init__(self, redis_url: str, breaker: Breaker, wait_s: float) -> None:
+        # Blocking: a burst waits for a connection, and does not open hundreds.
+        pool = BlockingConnectionPool.from_url(
             redis_url,
-            socket_timeout=_CALL_WAIT_S,
-            socket_connect_timeout=_CALL_WAIT_S,
+            max_connections=_CONNECTIONS_MAX,
+            timeout=wait_s,
+            socket_timeout=wait_s,
+            socket_connect_timeout=wait_s,
             retry=Retry(NoBackoff(), 0),
             decode_responses=True,
         )
+        self._redis = Redis.from_pool(pool)
         self.breaker = breaker
         self._add = self._redis.register_script(_ADD)
         self._take = self._redis.register_script(_TAKE)

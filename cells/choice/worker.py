@@ -45,12 +45,14 @@ class Choosing:
         redis_url: str,
         board: Board,
         clock: Callable[[], float] = time.monotonic,
+        redis_wait_s: float = 0.1,
     ) -> None:
+        """`redis_wait_s`: what a charge may wait for its quota before Redis counts as away."""
         self.chooser = Chooser(board, clock)
         self._store = store
         self._cell = cell
         self._clock = clock
-        self._shared = SharedStatistics(redis_url, board.of(Dependency.REDIS))
+        self._shared = SharedStatistics(redis_url, board.of(Dependency.REDIS), redis_wait_s)
         self._volumes: dict[Volume, int] = {}
         self._turns: asyncio.Queue[tuple[str, bool]] = asyncio.Queue(_TURNS_MAX)
         # Channels whose breakers others hold open.

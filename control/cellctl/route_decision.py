@@ -256,18 +256,7 @@ def show_decision(decision: Decision) -> None:
         show.table("left out", ("why", "channels"), rows)
 
 
-_COLUMNS = (
-    "",
-    "channel",
-    "worth",
-    "success drawn",
-    "believed",
-    "from",
-    "fee",
-    "tier",
-    "ms",
-    "bonus",
-)
+_COLUMNS = ("", "channel", "worth", "drawn", "believed", "seen", "fee", "tier", "ms", "bonus")
 
 
 def _rows(decision: Decision) -> list[tuple[object, ...]]:
@@ -282,7 +271,7 @@ def _rows(decision: Decision) -> list[tuple[object, ...]]:
                 f"{item.utility:,.2f}",
                 f"{item.drawn:.1%}",
                 f"{known.alpha / (known.alpha + known.beta):.1%}",
-                f"{known.weight:.0f} of its {known.level}",
+                f"{known.weight:.0f} {known.level}",
                 show.decimal_amount(item.fee + item.attempt_fee, currency),
                 item.tier + 1,
                 f"{known.latency_ms:.0f}",
