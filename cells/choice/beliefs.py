@@ -24,6 +24,8 @@ _MASK = (1 << 64) - 1
 # Rates nearer to 0 or 1 than this are as good as certain.
 _RATE_MIN = 1e-4
 _LN_2 = log(2)
+# What is less likely than this is 0; exp of much more overflows.
+_LOGIT_MAX = 500.0
 # Lately this much worse than usual, what is seen is an outage …
 OUTAGE_DROP = 0.3
 # … as soon as it outweighs so many observations of the usual, …
@@ -175,11 +177,12 @@ def uniform(owner: int, channel: int) -> float:
 
 def drawn(believed: Standing, chance: float) -> float:
     """A success rate, as likely as is believed: the logit of a Beta variate is close to normal."""
-    if not believed.spread:
-        return 1 / (1 + exp(-believed.location))
-    return 1 / (1 + exp(-believed.location - believed.spread * _NORMAL.inv_cdf(chance)))
+    logit = believed.location
+    if believed.spread:
+        logit += believed.spread * _NORMAL.inv_cdf(chance)
+    return 1 / (1 + exp(min(-logit, _LOGIT_MAX)))
 
 
 def promise(believed: Standing) -> float:
     """A rate that is not likely to be exceeded: the uncertain are not to be overlooked."""
-    return 1 / (1 + exp(-believed.location - 2 * believed.spread))
+    return 1 / (1 + exp(min(-believed.location - 2 * believed.spread, _LOGIT_MAX)))

@@ -14,12 +14,12 @@ def share(amount: int, rate_ppm: int, rounding: Rounding) -> int:
     """`rate_ppm` millionths of an amount that is not negative."""
     whole, rest = divmod(amount * rate_ppm, PPM)
     match rounding:
+        case Rounding.HALF_UP:
+            return whole + (2 * rest >= PPM)
         case Rounding.DOWN:
             return whole
         case Rounding.UP:
             return whole + (rest > 0)
-        case Rounding.HALF_UP:
-            return whole + (2 * rest >= PPM)
         case Rounding.HALF_EVEN:
             return whole + (2 * rest > PPM or (2 * rest == PPM and whole % 2 == 1))
     assert_never(rounding)

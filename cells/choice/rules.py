@@ -45,8 +45,7 @@ def decide(facts: Facts, terms: Terms, snapshot: Snapshot) -> Decision:
         if candidate is None:
             continue
         if len(scored) == limit:
-            excluded.append(Excluded(name, Exclusion.NOT_DRAWN))
-            continue
+            break
         read[name] = standing
         used[name] = usage = usages.get(name, UNUSED)
         reason = exclusion(candidate, facts, usage, must)
@@ -56,11 +55,8 @@ def decide(facts: Facts, terms: Terms, snapshot: Snapshot) -> Decision:
             scored.append(score(candidate, facts, standing, usage, choice, owner))
         else:
             excluded.append(Excluded(name, reason))
-    excluded += [
-        Excluded(name, Exclusion.NOT_DRAWN)
-        for name in field.candidates
-        if name not in snapshot.standings
-    ]
+    if len(read) < len(field.candidates):
+        excluded += [item for item in field.not_drawn if item.channel not in read]
     # Channels of the same worth come by name, so that the order is one.
     scored.sort(key=itemgetter(_CHANNEL))
     scored.sort(key=itemgetter(_UTILITY), reverse=True)

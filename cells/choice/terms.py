@@ -62,6 +62,8 @@ class Field(NamedTuple):
     excluded: tuple[Excluded, ...]
     # Of these banks, instruments go to the channels that say so.
     banks_must: frozenset[str]
+    # What is said of each candidate that is not looked at.
+    not_drawn: tuple[Excluded, ...]
 
 
 class FieldKey(NamedTuple):
@@ -153,7 +155,8 @@ def _field(channels: Iterable[ChannelPolicy], key: FieldKey) -> Field:
         else:
             candidates[channel.channel] = _candidate(channel, key.currency, fees)
     must = _ANY.union(*(item.banks_must for item in candidates.values()))
-    return Field(candidates, tuple(excluded), must)
+    not_drawn = tuple(Excluded(name, Exclusion.NOT_DRAWN) for name in candidates)
+    return Field(candidates, tuple(excluded), must, not_drawn)
 
 
 def _standing_reason(channel: ChannelPolicy, key: FieldKey) -> tuple[Exclusion | None, Fees | None]:

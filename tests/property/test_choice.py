@@ -115,7 +115,7 @@ def some_facts(draw: Any) -> Facts:
 
 _STANDING = st.builds(
     believing,
-    st.floats(0.01, 5000), st.floats(0.01, 5000), st.floats(0, 60_000), st.floats(0, 300),
+    st.floats(0, 5000), st.floats(0, 5000), st.floats(0, 60_000), st.floats(0, 300),
     st.sampled_from(Level),
 )  # fmt: skip
 _USAGE = st.builds(Usage, st.integers(0, 6), st.integers(0, 6), _AMOUNT, _AMOUNT)
