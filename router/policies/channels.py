@@ -216,4 +216,4 @@ class ChoicePolicy:
     prior_weight: Annotated[float, Field(gt=0, le=1000)] = 10.0
     prior_latency_ms: Annotated[float, Field(ge=0, le=600_000)] = 500.0
     # Channels that one decision draws for, and so the longest order of them.
-    channels_max: Annotated[int, Field(ge=1, le=100)] = 16
+    channels_max: Annotated[int, Field(ge=1, le=100)] = 8
