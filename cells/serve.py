@@ -181,8 +181,9 @@ async def serve(settings: CellSettings, role: Role) -> None:
                     group.create_task(membership.keep_lease())
                     group.create_task(workers.run(membership.announce))
                     _mend_in(group, gains, recovery, settlement)
-                    rotation = Rotation(lanes, here, vault, settings.vault, policing.keys)
-                    group.create_task(rotation.run())
+                    group.create_task(
+                        Rotation(lanes, here, vault, settings.vault, policing.keys).run()
+                    )
                 else:
                     here.set_alive(False)
                     group.create_task(membership.follow_lease())
