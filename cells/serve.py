@@ -180,9 +180,8 @@ async def serve(settings: CellSettings, role: Role) -> None:
                     group.create_task(serve_probes(settings.probe_listen, here.takes_work))
                     group.create_task(membership.keep_lease())
                     group.create_task(workers.run(membership.announce))
-                    _mend_in(group, gains, recovery, settlement)
                     rotation = Rotation(lanes, here, vault, settings.vault, policing.keys)
-                    group.create_task(rotation.run())
+                    _mend_in(group, gains, recovery, settlement, rotation)
                 else:
                     here.set_alive(False)
                     group.create_task(membership.follow_lease())
@@ -218,11 +217,13 @@ def _mend_in(
     gains: asyncio.Queue[frozenset[int]],
     recovery: Recovery,
     settlement: Settlement,
+    rotation: Rotation,
 ) -> None:
-    """What one process of a cell does for all: finish what others began, and settle."""
+    """What one process of a cell does for all: finish what others began, settle, rotate keys."""
     group.create_task(_recover_gains(gains, recovery))
     group.create_task(recovery.run())
     group.create_task(settlement.run())
+    group.create_task(rotation.run())
 
 
 def _refunding(lanes: Lanes, mesh: Mesh, settings: CellSettings, policing: Policing) -> Refunding:

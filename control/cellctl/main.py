@@ -50,8 +50,8 @@ from control.cellctl.show import (
     table,
 )
 from control.cellctl.status import show_status, status_document
-from control.cellctl.watch import watch
 from control.cellctl.vault import app as vault_app
+from control.cellctl.watch import watch
 from control.mesh import launcher
 from control.mesh.errors import MeshError
 from control.mesh.options import MeshOptions
