@@ -123,6 +123,9 @@ def is_secret_name(name: str) -> bool:
 
 def redacted_value(value: Any, name: str = "", depth: int = 0) -> Any:
     """A value of a log line or of an error's details; containers are copied when they change."""
+    if type(value) is str:
+        # What nearly all are, so it comes first.
+        return REDACTED if value and name and is_secret_name(name) else redacted(value)
     if value is None or isinstance(value, bool | float):
         return value
     if name and is_secret_name(name):
