@@ -8,6 +8,7 @@ amount - fee.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -85,11 +86,10 @@ HASH_MODULUS = 10**12
 
 def hash_number(bank_reference: str) -> int:
     """The last twelve digits of a bank's reference, whatever stands between them."""
-    digits = "".join(character for character in bank_reference if character in _DIGITS)
-    return int(digits[-12:] or "0")
+    return int(_NO_DIGITS.sub("", bank_reference)[-12:] or "0")
 
 
-_DIGITS = frozenset("0123456789")
+_NO_DIGITS = re.compile("[^0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,11 @@ class StatementFault(Exception):
         self.file = file
         self.line = line
         self.column = column
-        super().__init__(self.describe())
+        super().__init__(reason, message)
+
+    def __str__(self) -> str:
+        # Whoever catches it on its way may add the place.
+        return self.describe()
 
     def describe(self) -> str:
         place = self.file or "statement"

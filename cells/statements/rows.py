@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import BinaryIO, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -20,7 +21,7 @@ from cells.statements.model import (
     StatementFault,
     StatementLine,
 )
-from cells.statements.money import minor_units, whole_minor_units
+from cells.statements.money import exponent_of, minor_units, whole_minor_units
 
 # Which way money goes where the bank writes no sign, and must go where it does.
 OUTWARD = frozenset({LineKind.REFUND, LineKind.VOID, LineKind.PAYOUT, LineKind.FEE})
@@ -102,6 +103,8 @@ class RowBuilder:
         self._booked = self._places.get("booked_at")
         self._batch = self._places.get("batch")
         self._zone = ZoneInfo(conventions.time_zone)
+        # A day has 86,400 seconds, and strptime costs more than the rest of a row.
+        self._time = lru_cache(maxsize=100_000)(self._parse_time)
 
     def build(self, line: int, texts: list[str], column_of: Callable[[int], int]) -> StatementLine:
         """`texts` stand in the order of `names`; `column_of` says where one begins."""
@@ -118,6 +121,7 @@ class RowBuilder:
             if self._currency is not None:
                 at = self._currency
                 currency = texts[at]
+                exponent_of(currency)
             fee = 0
             at = self._amount
             amount = self._signed(kind, texts[at], currency)
@@ -170,7 +174,7 @@ class RowBuilder:
             raise StatementFault(FaultReason.AMOUNT, f"a {kind} of {text[:32]} goes the wrong way")
         return amount
 
-    def _time(self, text: str) -> datetime:
+    def _parse_time(self, text: str) -> datetime:
         try:
             parsed = datetime.strptime(text, self._conventions.time_format)  # noqa: DTZ007
         except ValueError as error:
