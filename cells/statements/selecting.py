@@ -19,8 +19,9 @@ from cells.statements.model import Claimed, Limits, LineKind
 from cells.statements.money import exponent_of
 from cells.statements.rows import OUTWARD
 
-# No plain file holds it.
-_NEVER = "\x01"
+# No plain file holds them: what stands for NULL, and what parts the cells of a line that has none.
+_NO_TEXT = "\x01"
+_NO_DELIMITER = "\x02"
 _DIRECTIVES = {
     "%Y": "[0-9]{4}", "%m": "[0-9]{2}", "%d": "[0-9]{2}",
     "%H": "[0-9]{2}", "%M": "[0-9]{2}", "%S": "[0-5][0-9]",
@@ -52,7 +53,7 @@ def select_csv(
     source = (
         f"read_csv({_text(str(path))}, auto_detect=false, header=false, quote='', escape='',"
         f" delim={_text(layout.delimiter)}, columns={{{columns}}}, null_padding=true,"
-        f" nullstr={_text(_NEVER)}, skip={before}, strict_mode=true, new_line='\\n',"
+        f" nullstr={_text(_NO_TEXT)}, skip={before}, strict_mode=true, new_line='\\n',"
         f" max_line_size={limits.line_bytes_max})"
     )
     whole = f"c{len(cells) - 1} IS NOT NULL"
@@ -75,8 +76,8 @@ def select_fixed(
             return None
     source = (
         f"read_csv({_text(str(path))}, auto_detect=false, header=false, quote='', escape='',"
-        f" delim={_text(_NEVER)}, columns={{'line': 'VARCHAR'}}, nullstr={_text(_NEVER)}, skip=1,"
-        f" strict_mode=true, new_line='\\n', max_line_size={limits.line_bytes_max})"
+        f" delim={_text(_NO_DELIMITER)}, columns={{'line': 'VARCHAR'}},"
+        f" nullstr={_text(_NO_TEXT)}, skip=1, strict_mode=true, new_line='\\n', max_line_size={limits.line_bytes_max})"
     )
     whole = f"strlen(line) = {int(layout.length)} AND starts_with(line, {_text(layout.row_tag)})"
     is_row = (
