@@ -77,7 +77,8 @@ def select_fixed(
     source = (
         f"read_csv({_text(str(path))}, auto_detect=false, header=false, quote='', escape='',"
         f" delim={_text(_NO_DELIMITER)}, columns={{'line': 'VARCHAR'}},"
-        f" nullstr={_text(_NO_TEXT)}, skip=1, strict_mode=true, new_line='\\n', max_line_size={limits.line_bytes_max})"
+        f" nullstr={_text(_NO_TEXT)}, skip=1, strict_mode=true, new_line='\\n',"
+        f" max_line_size={limits.line_bytes_max})"
     )
     whole = f"strlen(line) = {int(layout.length)} AND starts_with(line, {_text(layout.row_tag)})"
     is_row = (
