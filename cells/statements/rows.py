@@ -23,9 +23,8 @@ from cells.statements.model import (
 )
 from cells.statements.money import exponent_of, minor_units, whole_minor_units
 
-# Which way money goes where the bank writes no sign, and must go where it does.
+# Which way money goes where the bank writes no sign.
 OUTWARD = frozenset({LineKind.REFUND, LineKind.VOID, LineKind.PAYOUT, LineKind.FEE})
-_STRICTLY_OUT = frozenset({LineKind.REFUND, LineKind.PAYOUT})
 _CONTROL = re.compile("[\x00-\x1f\x7f\x80-\x9f\u2028\u2029\ufeff]")
 _INTEGER = re.compile(r"[0-9]{1,18}", re.ASCII)
 _Word = TypeVar("_Word", LineKind, LineStatus)
@@ -170,8 +169,6 @@ class RowBuilder:
                 amount = -amount
             case _:
                 pass
-        if (kind in _STRICTLY_OUT and amount > 0) or (kind is LineKind.PURCHASE and amount < 0):
-            raise StatementFault(FaultReason.AMOUNT, f"a {kind} of {text[:32]} goes the wrong way")
         return amount
 
     def _parse_time(self, text: str) -> datetime:

@@ -15,7 +15,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from cells.statements.layouts import Conventions, CsvLayout, FixedLayout
-from cells.statements.model import Claimed, Limits, LineKind
+from cells.statements.model import Claimed, Limits
 from cells.statements.money import exponent_of
 from cells.statements.rows import OUTWARD
 
@@ -138,8 +138,6 @@ def _select(
         "is_whole AND kind IS NOT NULL AND status IS NOT NULL AND amount IS NOT NULL"
         f" AND fee IS NOT NULL AND currency IN ({known}) AND booked_good"
         " AND (reference <> '' OR short_reference <> '' OR bank_reference <> '')"
-        f" AND NOT (kind IN ({_text(LineKind.REFUND)}, {_text(LineKind.PAYOUT)}) AND amount > 0)"
-        f" AND NOT (kind = {_text(LineKind.PURCHASE)} AND amount < 0)"
     )
     query = (
         f"SELECT {_text(channel)} AS channel, DATE {_text(day.isoformat())} AS clearing_date,"
