@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from banks.bank import Bank
+from banks.clearing import clearing
 
 # Serves while it is open; gives the ports (by name) that the process prints.
 Tongue = Callable[[Bank, Mapping[str, object]], AbstractAsyncContextManager[Mapping[str, int]]]
@@ -18,5 +19,6 @@ async def _mute(bank: Bank, options: Mapping[str, object]) -> AsyncIterator[Mapp
 
 
 KINDS: dict[str, Tongue] = {
+    "clearing": clearing,
     "mute": _mute,
 }

@@ -15,11 +15,13 @@ CODES: Meanings = {
     "00": AnswerReason.NONE,
     "05": AnswerReason.DO_NOT_HONOUR,
     "13": AnswerReason.AMOUNT_INVALID,
+    "25": AnswerReason.NOT_PERMITTED,
     "14": AnswerReason.INSTRUMENT_INVALID,
     "43": AnswerReason.INSTRUMENT_STOLEN,
     "51": AnswerReason.INSUFFICIENT_FUNDS,
     "54": AnswerReason.INSTRUMENT_EXPIRED,
     "57": AnswerReason.NOT_PERMITTED,
+    "62": AnswerReason.NOT_PERMITTED,
     "59": AnswerReason.SUSPECTED_FRAUD,
     "61": AnswerReason.LIMIT_EXCEEDED,
     "90": AnswerReason.CHANNEL_CLOSED,
@@ -27,17 +29,35 @@ CODES: Meanings = {
     "96": AnswerReason.CHANNEL_ERROR,
 }
 
+# Whatever status stands beside them: a duplicate (of what, and how that ended, a query tells), and
+# time-outs further on.
+_UNCERTAIN: Meanings = {
+    "68": AnswerReason.TIMED_OUT,
+    "94": AnswerReason.CONNECTION_LOST,
+    "98": AnswerReason.TIMED_OUT,
+}
+_NO_ORIGINAL = "25"
+
 
 def answer_of(request: Request, told: Told, codes: Meanings) -> Answer:
     """What an answer to our request says of it; of a query's original, if it was one."""
     contradiction = _contradiction(request, told)
     if contradiction:
         return Answer(Verdict.UNKNOWN, AnswerReason.NOT_AUTHENTIC, told.code, message=contradiction)
+    if (
+        request.operation is Operation.VOID
+        and told.status is Status.DECLINED
+        and told.code == _NO_ORIGINAL
+    ):
+        # What the bank does not have is as the reversal is to leave it.
+        return _answer(Verdict.APPROVED, AnswerReason.NOT_FOUND, told)
     return outcome_of(told, codes)
 
 
 def outcome_of(told: Told, codes: Meanings) -> Answer:
     """What a callback says of the request that it names."""
+    if told.code in _UNCERTAIN and told.status is not Status.PENDING:
+        return _answer(Verdict.UNKNOWN, _UNCERTAIN[told.code], told)
     reason = codes.get(told.code) or CODES.get(told.code, AnswerReason.NONE)
     match told.status:
         case Status.APPROVED:
