@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from banks.bank import Bank
+from banks.batch import batch
 from banks.clearing import clearing
 
 # Serves while it is open; gives the ports (by name) that the process prints.
@@ -19,6 +20,7 @@ async def _mute(bank: Bank, options: Mapping[str, object]) -> AsyncIterator[Mapp
 
 
 KINDS: dict[str, Tongue] = {
+    "batch": batch,
     "clearing": clearing,
     "mute": _mute,
 }
