@@ -29,13 +29,14 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from pydantic import Field, TypeAdapter
 
 from banks.bank import Bank, Plan, pause
-from banks.behaviour import DOCUMENT, Action
+from banks.behaviour import DOCUMENT, Action, Closed
 from banks.model import Asked, Operation, Said, Status, Why
 from banks.web import TlsOptions, server_tls
 
 _PATH = "/v1/requests"
 _BODY_BYTES_MAX = 64 * 1024
 _NONCES_MAX = 1_000_000
+_DOOR_POLL_S = 0.02
 _PSS = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS.DIGEST_LENGTH)
 # Codes with which the clearing house itself refuses: the issuer has not seen the request.
 _ITS_OWN = frozenset({"90", "91", "92", "96"})
@@ -335,6 +336,35 @@ def _form(*parts: str | bytes) -> bytes:
     ).encode()
 
 
+class _Door:
+    """The listener: shut while the bank hangs up on everyone, so that nobody connects."""
+
+    def __init__(self, bank: Bank, runner: web.AppRunner, options: ClearingOptions) -> None:
+        self._bank = bank
+        self._runner = runner
+        self._tls = server_tls(options.tls)
+        self._port = options.port
+        self._site: web.TCPSite | None = None
+
+    async def open(self) -> int:
+        self._site = web.TCPSite(
+            self._runner, "127.0.0.1", self._port, ssl_context=self._tls, reuse_address=True
+        )
+        await self._site.start()
+        self._port = int(self._runner.addresses[0][1])
+        return self._port
+
+    async def watch(self) -> None:
+        while True:
+            shut = self._bank.closed is Closed.HANG_UP
+            if shut and self._site is not None:
+                site, self._site = self._site, None
+                await site.stop()
+            elif not shut and self._site is None:
+                await self.open()
+            await asyncio.sleep(_DOOR_POLL_S)
+
+
 _OPTIONS = TypeAdapter(ClearingOptions)
 
 
@@ -356,10 +386,12 @@ async def clearing(bank: Bank, options: Mapping[str, object]) -> AsyncIterator[M
     house = Clearing(bank, read, signatures)
     runner = web.AppRunner(house.application(), access_log=None, shutdown_timeout=0.1)
     await runner.setup()
+    door = _Door(bank, runner, read)
     try:
-        site = web.TCPSite(runner, "127.0.0.1", read.port, ssl_context=server_tls(read.tls))
-        await site.start()
-        yield {"clearing": runner.addresses[0][1]}
+        port = await door.open()
+        watching = asyncio.get_running_loop().create_task(door.watch())
+        yield {"clearing": port}
+        watching.cancel()
     finally:
         await house.close()
         await runner.cleanup()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+from banks import iso8583
 from banks.bank import Bank
 from banks.batch import batch
 from banks.clearing import clearing
@@ -22,5 +23,6 @@ async def _mute(bank: Bank, options: Mapping[str, object]) -> AsyncIterator[Mapp
 KINDS: dict[str, Tongue] = {
     "batch": batch,
     "clearing": clearing,
+    "iso8583": iso8583.serving,
     "mute": _mute,
 }

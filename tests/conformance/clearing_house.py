@@ -48,6 +48,16 @@ class House:
         self.bank_key, self.bank_public = make_key(folder, "bank", kind=kind)
         self.tls: TlsFiles = ca.issue(folder / "tls", "bank", "spiffe://cellpay.test/bank")
 
+    @classmethod
+    def found(cls, folder: Path) -> House:
+        """The one whose keys lie there already."""
+        house = cls.__new__(cls)
+        house.folder = folder
+        house.our_key, house.our_public = folder / "cellpay.pem", folder / "cellpay.pub"
+        house.bank_key, house.bank_public = folder / "bank.pem", folder / "bank.pub"
+        house.tls = ca.issue(folder / "tls", "bank", "spiffe://cellpay.test/bank")
+        return house
+
     def bank(self, **behaviour: Any) -> dict[str, Any]:
         return {
             "name": CLEARING,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -39,6 +40,7 @@ from cells.channels.model import (
     Answer,
     AnswerReason,
     ChannelSettings,
+    Heard,
     Operation,
     Request,
     Verdict,
@@ -47,6 +49,8 @@ from cells.channels.model import (
 log = structlog.get_logger(__name__)
 
 _PATH = "/v1/requests"
+# Between tries to connect.
+_PAUSE_S = 0.05
 
 
 def open_channel(
@@ -59,12 +63,24 @@ def open_channel(
         options,
         read_signer(options.key_id, options.key_file),
         read_verifier(options.bank_keys),
+        listener,
         statements,
     )
 
 
+@dataclass(slots=True)
+class _Asking:
+    """A request, however often it is said."""
+
+    request: Request
+    body: bytes
+    # So that only one answer of several is heard.
+    is_answered: bool = False
+
+
 class ClearingChannel:
-    """Late answers come as callbacks, to a process of their own: it needs no listener."""
+    """What the clearing house says later comes by callbacks, to a process of their own; the
+    listener hears answers that were only late."""
 
     def __init__(
         self,
@@ -72,13 +88,16 @@ class ClearingChannel:
         options: ClearingOptions,
         signer: Signer,
         verifier: Verifier,
+        listener: Listener,
         statements: StatementSource | None = None,
     ) -> None:
         self._name = name
         self._options = options
         self._signer = signer
         self._verifier = verifier
+        self._listener = listener
         self._statements = statements
+        self._exchanges: set[asyncio.Task[Answer]] = set()
         self._sender = Sender(options.participant, options.callback_url)
         self._url = options.base_url.rstrip("/") + _PATH
         self._path = urlsplit(self._url).path
@@ -98,6 +117,8 @@ class ClearingChannel:
         try:
             await asyncio.get_running_loop().create_future()
         finally:
+            for exchange in self._exchanges:
+                exchange.cancel()
             session, self._session = self._session, None
             if session is not None:
                 await session.close()
@@ -111,37 +132,93 @@ class ClearingChannel:
         operation = request.operation
         if operation not in self._options.operations:
             return rules.unsent(operation, AnswerReason.UNSUPPORTED)
+        if operation is not Operation.QUERY and not 0 < request.amount <= self._options.amount_max:
+            return rules.unsent(operation, AnswerReason.NOT_SENT, "an amount that it does not take")
+        body = encode(request, self._sender)
+        if operation is Operation.VOID:
+            return await self._reverse(request, body, timeout_s)
+        return await self._ask(_Asking(request, body), timeout_s)
+
+    async def _reverse(self, request: Request, body: bytes, timeout_s: float) -> Answer:
+        """Repeated until it is answered. It has one effect however often it is said; only silence
+        would leave the money there."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        body = encode(request, self._sender)
-        answer = await self._ask(request, body, timeout_s)
-        while operation is Operation.VOID and answer.verdict is Verdict.UNKNOWN:
-            # It has one effect however often it is said; only silence would leave the money there.
-            rest_s = deadline - loop.time()
-            if rest_s <= self._options.repeat_s:
-                return answer
-            await asyncio.sleep(self._options.repeat_s)
-            again = await self._ask(request, body, deadline - loop.time())
+        asking = _Asking(request, body)
+        answer: Answer | None = None
+        while True:
+            begun = loop.time()
+            rest_s = deadline - begun
+            again = await self._ask(asking, min(rest_s, self._options.repeat_s))
             # What once may have left stays so, even if its repetition surely did not.
-            if again.reason is not AnswerReason.NOT_SENT:
+            if answer is None or again.reason is not AnswerReason.NOT_SENT:
                 answer = again
-        return answer
+            pause_s = begun + self._options.repeat_s - loop.time()
+            if answer.verdict is not Verdict.UNKNOWN or loop.time() + pause_s >= deadline:
+                return answer
+            await asyncio.sleep(max(pause_s, 0.0))
 
-    async def _ask(self, request: Request, body: bytes, timeout_s: float) -> Answer:
-        headers = self._signer.request("POST", self._path, body, int(time.time()))
+    async def _ask(self, asking: _Asking, timeout_s: float) -> Answer:
+        """The exchange goes on when whoever asked has gone: its answer is late, and heard."""
+        if len(self._exchanges) >= self._options.in_flight_max:
+            operation = asking.request.operation
+            return rules.unsent(operation, AnswerReason.NOT_SENT, "too many under way")
+        loop = asyncio.get_running_loop()
+        # Kept, and ended by run(): a TaskGroup would end with the one who asks.
+        exchange = loop.create_task(self._exchange(asking, timeout_s))
+        self._exchanges.add(exchange)
+        exchange.add_done_callback(self._exchanges.discard)
+        answered = False
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await asyncio.shield(exchange)
+            answered = True
+            asking.is_answered |= answer.verdict is not Verdict.UNKNOWN
+            return answer
+        except TimeoutError:
+            return rules.lost(AnswerReason.TIMED_OUT)
+        finally:
+            if not answered:
+                exchange.add_done_callback(lambda late: self._hear_late(asking, late))
+
+    def _hear_late(self, asking: _Asking, late: asyncio.Task[Answer]) -> None:
+        # A query is asked again; its answer speaks of another request.
+        if late.cancelled() or asking.is_answered or asking.request.operation is Operation.QUERY:
+            return
+        answer = late.result()
+        if answer.verdict is not Verdict.UNKNOWN:
+            asking.is_answered = True
+            self._listener(Heard(self._name, asking.request.reference, answer))
+
+    async def _exchange(self, asking: _Asking, timeout_s: float) -> Answer:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(self._options.ready_wait_s, timeout_s / 2)
+        while True:
+            answer = await self._say(asking, timeout_s)
+            if answer.reason is not AnswerReason.NOT_SENT or loop.time() + _PAUSE_S >= until:
+                return answer
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _say(self, asking: _Asking, timeout_s: float) -> Answer:
+        request = asking.request
+        headers = self._signer.request("POST", self._path, asking.body, int(time.time()))
         headers["Content-Type"] = "application/json"
-        nonce = headers[NONCE_HEADER]
-        connect_s = min(self._options.connect_timeout_s, timeout_s)
-        limits = aiohttp.ClientTimeout(total=timeout_s, sock_connect=connect_s)
+        limits = aiohttp.ClientTimeout(
+            total=timeout_s + self._options.late_s,
+            sock_connect=min(self._options.connect_timeout_s, timeout_s),
+        )
         try:
             async with self._opened().post(
                 self._url,
-                data=body, headers=headers, timeout=limits, allow_redirects=False, ssl=self._tls,
+                data=asking.body, headers=headers, timeout=limits, allow_redirects=False,
+                ssl=self._tls,
             ) as response:  # fmt: skip
-                said = await response.content.read(BODY_BYTES_MAX + 1)
-                while len(said) <= BODY_BYTES_MAX and not response.content.at_eof():
-                    said += await response.content.read(BODY_BYTES_MAX + 1 - len(said))
-                return self._heard(request, nonce, response, said)
+                said = b""
+                async for piece in response.content.iter_any():
+                    said += piece
+                    if len(said) > BODY_BYTES_MAX:
+                        return rules.lost(AnswerReason.MALFORMED, "an endless answer")
+                return self._heard(request, headers[NONCE_HEADER], response, said)
         except (
             aiohttp.ClientConnectorError,
             aiohttp.ClientConnectorCertificateError,

@@ -34,8 +34,17 @@ class ClearingOptions:
     # Codes of theirs beside the usual ones (rules.CODES).
     codes: Mapping[str, AnswerReason] = field(default_factory=dict)
     operations: frozenset[Operation] = frozenset(Operation)
+    # In minor units; more is not sent.
+    amount_max: Annotated[int, Field(gt=0, lt=2**63)] = 999_999_999_999
+    # An answer that comes this long after its request was given up is still heard.
+    late_s: Annotated[float, Field(ge=0, le=600)] = 30.0
+    # Requests under way, those that nobody waits for among them; more are NOT_SENT.
+    in_flight_max: Annotated[int, Field(ge=1)] = 4_096
     # Connecting takes no longer, so that what was not sent is known as such.
     connect_timeout_s: Seconds = 3.0
+    # A request that finds no connection tries again for so long, half its own time at the most: not
+    # a byte of it has left.
+    ready_wait_s: Annotated[float, Field(ge=0, le=60)] = 1.0
     connections_max: Annotated[int, Field(ge=1, le=10_000)] = 100
     # A VOID without an answer is repeated this often.
     repeat_s: Seconds = 2.0
