@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -26,9 +28,10 @@ from cells.channels.model import (
     Verdict,
 )
 from cells.channels.reporter import NotReported
+from router.client.bootstrap import xds_bootstrap
 from router.ids import Kind, mint
 from tests.conformance.clearing_house import CLEARING, House, make_key
-from tests.conformance.process import BankProcess, bank_process
+from tests.conformance.process import ROOT, BankProcess, bank_process
 
 CARD = Card("6222020000000000001", "3012", "unionpay")
 _numbers = iter(range(1, 1_000_000))
@@ -273,8 +276,6 @@ async def test_only_what_the_bank_signed_lately_is_reported(house: House) -> Non
         serving(callback_settings(house), homes) as port,
         aiohttp.ClientSession() as session,
     ):
-        import ssl
-
         tls = ssl.create_default_context(cafile=house.tls.ca)
         for headers, body, expected in tries:
             async with session.post(
@@ -297,3 +298,42 @@ async def test_only_what_the_bank_signed_lately_is_reported(house: House) -> Non
             assert response.status == 422
     # The repetition was answered from memory.
     assert [heard.reference for heard in homes.heard] == [mine]
+
+
+async def test_the_process_tells_the_bank_to_come_again_while_no_home_answers(
+    house: House, tmp_path: Path
+) -> None:
+    bootstrap = tmp_path / "bootstrap.json"
+    bootstrap.write_text(json.dumps(xds_bootstrap("127.0.0.1:1", house.tls, "client-callbacks")))
+    settings = {
+        "host": "127.0.0.1", "port": 0, "certificate": house.tls.certificate,
+        "key": house.tls.key, "callers": [house.caller()], "xds_bootstrap": str(bootstrap),
+        "report_timeout_s": 0.5, "ends_with_parent": True,
+    }  # fmt: skip
+    path = tmp_path / "callbacks.json"
+    path.write_text(json.dumps(settings))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "cells.channels.callbacks", str(path), cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        port = json.loads(await process.stdout.readline())["port"]
+        signer = read_signer("bank-1", house.bank_key)
+        way, body = f"/v1/callbacks/{CLEARING}", told(reference())
+        tls = ssl.create_default_context(cafile=house.tls.ca)
+        async with aiohttp.ClientSession() as session:
+            for headers, expected in (
+                ({}, 401),
+                (signer.request("POST", way, body, int(time.time())), 503),
+            ):
+                async with session.post(
+                    f"https://localhost:{port}{way}", data=body, headers=headers, ssl=tls
+                ) as response:
+                    assert response.status == expected
+        process.terminate()
+        assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
