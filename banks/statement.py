@@ -110,6 +110,8 @@ class FileFault(StrEnum):
     CHARSET = "charset"
     GARBAGE = "garbage"
     EMPTY = "empty"
+    # A byte has changed on its way, and its hash tells so.
+    CORRUPTED = "corrupted"
     # Of XML; of the others, garbage.
     BOMB = "bomb"
     EXTERNAL_ENTITY = "external_entity"

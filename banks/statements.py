@@ -58,6 +58,11 @@ class Statements:
         rows, _ = self._bank.statement(day)
         return write(format_, self._bank.name, day, rows, fault)
 
+    def on_its_way(self, data: bytes) -> bytes:
+        if self._bank.orders.file_fault is FileFault.CORRUPTED:
+            return data.replace(b"1", b"2", 1)
+        return data
+
     def breaks(self) -> int | None:
         """After how many bytes this transfer breaks; None: it does not. Counts it."""
         orders = self._bank.orders
@@ -88,6 +93,7 @@ class Statements:
 
     async def _answer(self, request: web.Request, data: bytes) -> web.StreamResponse:
         digest = hashlib.sha256(data).digest()
+        data = self.on_its_way(data)
         etag = f'"{digest.hex()[:32]}"'
         first = 0
         wanted = _RANGE.fullmatch(request.headers.get("Range", ""))
@@ -132,11 +138,12 @@ class _Directory(asyncssh.SFTPServer):
         return super().open(path, pflags, attrs)
 
     def read(self, file_obj: object, offset: int, size: int) -> Any:
+        data = super().read(file_obj, offset, size)
         if self._left is not None:
-            self._left -= size
+            self._left -= len(data)
             if self._left < 0:
                 self._chan.get_connection().abort()
-        return super().read(file_obj, offset, size)
+        return data
 
     def _lay(self, path: bytes) -> None:
         found = _PATH.fullmatch("/" + path.decode(errors="replace").lstrip("/"))
@@ -151,8 +158,10 @@ class _Directory(asyncssh.SFTPServer):
             into = self._root / "statements" / (name + suffix)
             if content is None:
                 into.unlink(missing_ok=True)
-            elif not into.exists() or into.read_bytes() != content:
-                lay_down(into, content)
+                continue
+            laid = content if suffix else self._statements.on_its_way(content)
+            if not into.exists() or into.read_bytes() != laid:
+                lay_down(into, laid)
 
 
 @asynccontextmanager

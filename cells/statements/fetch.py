@@ -42,6 +42,8 @@ class Retrying:
     # Without a byte for so long, the connection counts as broken.
     silence_max_s: float = 20.0
     bytes_max: int = 8 * 1024**3
+    # Written down at once: what a broken connection loses at the most.
+    block_bytes: Annotated[int, Field(ge=1)] = 256 * 1024
 
 
 @checked(frozen=True, slots=True, config=_STRICT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import date
@@ -158,11 +159,26 @@ async def test_a_transfer_that_breaks_goes_on_where_it_broke(
     there: There, tmp_path: Path, transport: str
 ) -> None:
     _, bank = there
-    await bank.order(breaks=2, break_after=1500)
-    settings = settings_of(there, "camt.053", transport)
+    # Every one breaks: only who goes on where it broke gets to the end.
+    await bank.order(breaks=1000, break_after=6000)
+    retrying = {"attempts_max": 8, "backoff_base_s": 0.01, "block_bytes": 4096}
+    settings = settings_of(there, "camt.053", transport, retrying=retrying)
     fetched = await fetch_statement(settings, NAME, DAY, tmp_path)
     lines = list(read_lines(fetched.path, settings.layout, NAME, DAY))
     assert len(lines) == 40
+    assert await asyncio.to_thread(lambda: fetched.path.stat().st_size) > 12_000
+    await bank.order()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_bytes_that_changed_on_their_way_are_not_taken(
+    there: There, tmp_path: Path, transport: str
+) -> None:
+    _, bank = there
+    await bank.order(file_fault="corrupted")
+    with pytest.raises(StatementMissing, match="hashed"):
+        await fetch_statement(settings_of(there, "csv", transport), NAME, DAY, tmp_path)
+    await bank.order()
 
 
 async def test_a_resumed_transfer_begins_anew_when_the_file_has_changed(
