@@ -139,6 +139,7 @@ class _Directory(asyncssh.SFTPServer):
 
     def read(self, file_obj: object, offset: int, size: int) -> Any:
         data = super().read(file_obj, offset, size)
+        assert isinstance(data, bytes)
         if self._left is not None:
             self._left -= len(data)
             if self._left < 0:

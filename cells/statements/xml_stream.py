@@ -8,7 +8,7 @@ number of elements below one record, and length of a token are bounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 from xml.parsers import expat
@@ -18,6 +18,9 @@ from cells.statements.model import FaultReason, Limits, StatementFault
 _CHUNK_BYTES = 64 * 1024
 # Elements and attributes below one record; a record is what a caller asked for.
 _PARTS_MAX = 4096
+# Names whose tags are remembered; the standard has some hundreds.
+_TAGS_MAX = 2048
+_NO_ATTRIBUTES: Mapping[str, str] = {}
 _CHARSETS = frozenset({"utf-8", "us-ascii", "ascii"})
 
 
@@ -28,7 +31,7 @@ class Element:
     tag: str
     line: int
     column: int
-    attributes: dict[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, str] = field(default_factory=dict)
     children: list[Element] = field(default_factory=list)
     text: str = ""
 
@@ -53,11 +56,11 @@ class Element:
 
 
 class XmlStream:
-    """Calls `enter` and `leave` with the path of each element outside records, and `leave` with
-    each record when it has ended. Tags in `records` begin a record, at any depth.
+    """Gives each record when it has ended, with the path that leads to it. Tags in `records` begin
+    one, at any depth; what lies outside of records is not kept.
 
-    A record inside a record (a detail inside an entry) is given alone and is not kept in the
-    outer one, so that an entry of a million details costs the memory of one.
+    An `inner` record (a detail of an entry) is given alone and is not kept in the outer one, so
+    that an entry of a million details costs the memory of one.
     """
 
     def __init__(
@@ -76,12 +79,12 @@ class XmlStream:
         self._inner = inner
         self._limits = limits
         self._path: list[str] = []
+        self._tags: dict[str, str] = {}
         self._open: list[Element] = []
         self._texts: list[list[str]] = []
         self._parts = 0
         self._parts_outside = 0
         self._text_length = 0
-        # A record's open elements, and how deep its first one lies.
         self._parser = expat.ParserCreate(namespace_separator="\x1f")
         parser = self._parser
         parser.buffer_text = True
@@ -146,21 +149,19 @@ class XmlStream:
         raise self._fault(FaultReason.HOSTILE_XML, f"a processing instruction ({target[:32]!r})")
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
-        namespace, _, tag = name.rpartition("\x1f")
+        tag = self._tags.get(name) or self._tag_of(name)
         if len(self._path) >= self._limits.depth_max:
             raise self._fault(
                 FaultReason.HOSTILE_XML, f"elements lie deeper than {self._limits.depth_max}"
             )
         if not self._path:
-            self._on_root(namespace, tag)
+            self._on_root(name.rpartition("\x1f")[0], tag)
         self._path.append(tag)
         if not self._open and tag not in self._records:
             return
-        if not self._open or tag == self._inner:
+        inner = tag == self._inner
+        if not self._open or inner:
             self._text_length = 0
-        if not self._open:
-            self._parts = 0
-        if tag == self._inner:
             self._parts_outside, self._parts = self._parts, 0
         self._parts += 1 + len(attributes)
         if self._parts > _PARTS_MAX:
@@ -171,12 +172,20 @@ class XmlStream:
             tag,
             self._parser.CurrentLineNumber,
             self._parser.CurrentColumnNumber + 1,
-            {key.rpartition("\x1f")[2]: value for key, value in attributes.items()},
+            {key.rpartition("\x1f")[2]: value for key, value in attributes.items()}
+            if attributes
+            else _NO_ATTRIBUTES,
         )
-        if self._open and tag != self._inner:
+        if self._open and not inner:
             self._open[-1].children.append(element)
         self._open.append(element)
         self._texts.append([])
+
+    def _tag_of(self, name: str) -> str:
+        tag = name.rpartition("\x1f")[2]
+        if len(self._tags) < _TAGS_MAX:
+            self._tags[name] = tag
+        return tag
 
     def _data(self, text: str) -> None:
         if not self._open:
@@ -189,7 +198,9 @@ class XmlStream:
     def _end(self, _name: str) -> None:
         if self._open:
             element = self._open.pop()
-            element.text = "".join(self._texts.pop()).strip()
+            texts = self._texts.pop()
+            if texts:
+                element.text = (texts[0] if len(texts) == 1 else "".join(texts)).strip()
             if element.tag == self._inner and self._on_inner is not None and self._open:
                 self._parts = self._parts_outside
                 self._on_inner(element)
