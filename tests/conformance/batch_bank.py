@@ -34,6 +34,17 @@ class FileBank:
         self.tls: TlsFiles = ca.issue(folder / "tls", "bank", "spiffe://cellpay.test/bank")
         (folder / "token").write_text("t0ken\n", encoding="ascii")
 
+    @classmethod
+    def found(cls, folder: Path, *, fixed: bool) -> FileBank:
+        """The one whose keys lie there already."""
+        files = cls.__new__(cls)
+        files.folder, files.fixed = folder, fixed
+        public = asyncssh.read_private_key(folder / "host").export_public_key()
+        files.host_key = public.decode().strip()
+        files.our_key = ""
+        files.tls = ca.issue(folder / "tls", "bank", "spiffe://cellpay.test/bank")
+        return files
+
     @property
     def sftp_options(self) -> dict[str, Any]:
         return {
