@@ -58,6 +58,7 @@ from router.client import CallPolicy, Mesh, connect
 from router.guard import GuardedServer, SlotsHere
 from router.logs import configure_logs
 from router.policies.model import Dependency, Feature, Mode
+from router.probes import serve_probes
 from router.standard import add_standard_services
 from router.store.etcd import connect_etcd
 from router.tally import Tally
@@ -169,11 +170,10 @@ async def serve(settings: CellSettings, role: Role) -> None:
                 group.create_task(Reporter(store, settings, tally).run())
                 group.create_task(_until_terminated(servers, membership, workers, health_servicer))
                 if role.is_first:
+                    group.create_task(serve_probes(settings.probe_listen, here.takes_work))
                     group.create_task(membership.keep_lease())
-                    group.create_task(_recover_gains(gains, recovery))
-                    group.create_task(recovery.run())
-                    group.create_task(settlement.run())
                     group.create_task(workers.run(membership.announce))
+                    _mend_in(group, gains, recovery, settlement)
                 else:
                     here.set_alive(False)
                     group.create_task(membership.follow_lease())
@@ -202,6 +202,18 @@ def _run_in(
     group.create_task(policing.run())
     if read_engine.replica is not None:
         group.create_task(read_engine.replica.run())
+
+
+def _mend_in(
+    group: asyncio.TaskGroup,
+    gains: asyncio.Queue[frozenset[int]],
+    recovery: Recovery,
+    settlement: Settlement,
+) -> None:
+    """What one process of a cell does for all: finish what others began, and settle."""
+    group.create_task(_recover_gains(gains, recovery))
+    group.create_task(recovery.run())
+    group.create_task(settlement.run())
 
 
 def _refunding(lanes: Lanes, mesh: Mesh, settings: CellSettings, policing: Policing) -> Refunding:
