@@ -33,6 +33,9 @@ EXPECTED = {
     "etcd_down_failed": "0",
     "etcd_hung_failed": "0",
     "controllers_dead_failed": "0",
+    "iso8583_ascii_messages_per_s": "at least 5000",
+    "iso8583_bcd_tpdu_messages_per_s": "at least 5000",
+    "iso8583_aes_messages_per_s": "at least 5000",
 }
 
 
