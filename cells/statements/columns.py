@@ -38,7 +38,7 @@ from cells.statements.selecting import select_csv, select_fixed
 _BLOCK_BYTES = 4 * 1024**2
 # Where the totals of a file are looked for; each currency's takes a line.
 _TAIL_BYTES = 64 * 1024
-_PLAIN = bytes(range(0x20, 0x7F)) + b"\t\r\n"
+_PLAIN = bytes(range(0x20, 0x7F)) + b"\n"
 
 # The columns of a believed statement, as StatementLine has them.
 COLUMNS = (
@@ -122,7 +122,8 @@ class _Work:
         self._limits = limits
         self._folder = folder
         self._resources = resources
-        self._plainness = _look_over(path)
+        tabs = isinstance(layout, CsvLayout) and layout.delimiter == "\t"
+        self._plainness = _look_over(path, _PLAIN + b"\t" if tabs else _PLAIN)
 
     def by_columns(self) -> Converted | None:
         """The fast way; None where the parser has to judge."""
@@ -232,7 +233,7 @@ _OF_TOTALS = frozenset(
 )
 
 
-def _look_over(path: Path) -> _Plainness:
+def _look_over(path: Path, plain: bytes) -> _Plainness:
     """One pass over the bytes: their hash, their lines, and whether the fast way can read them."""
     digest = sha256()
     lines, is_plain, last = 0, True, b""
@@ -240,8 +241,7 @@ def _look_over(path: Path) -> _Plainness:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
             lines += block.count(b"\n")
-            is_plain = is_plain and not block.translate(None, _PLAIN) and b'"' not in block
-            is_plain = is_plain and b"\r" not in block
+            is_plain = is_plain and not block.translate(None, plain) and b'"' not in block
             last = block
     return _Plainness(digest.hexdigest(), lines, is_plain and last.endswith(b"\n"))
 

@@ -173,6 +173,17 @@ def test_no_change_of_an_xml_file_crashes_its_parser(
     both_ways((text[:at] + insert + text[at + remove :]).encode(), CamtLayout())
 
 
+def test_a_tab_is_no_character_of_a_cell_unless_it_parts_them() -> None:
+    """The fast way took it once."""
+    text = "bank_reference,kind,amount,currency\n1\t2,purchase,1.00,CNY\n#total,CNY,1\n"
+    layout = CsvLayout(head=(), tail=("tag", "currency", "lines"))
+    assert both_ways(text.encode(), layout) == ("MALFORMED", "MALFORMED")
+    tabs = CsvLayout(head=(), tail=("tag", "currency", "lines"), delimiter="\t")
+    converted, _ = both_ways(text.replace("\t", " ").replace(",", "\t").encode(), tabs)
+    assert isinstance(converted, Converted)
+    assert converted.way == "columns"
+
+
 def test_times_of_a_zone_are_shifted_alike_on_both_ways() -> None:
     layout = CsvLayout(
         conventions=Conventions(time_format="%Y-%m-%d %H:%M:%S", time_zone="Asia/Shanghai"),
