@@ -26,6 +26,7 @@ from cells.statements.model import (
     Totals,
 )
 from cells.statements.reading import AnyLayout, read_lines
+from tests.unit.test_statements import FIXED
 
 DAY = date(2026, 11, 23)
 SMALL = Limits(file_bytes_max=200_000, lines_max=1000)
@@ -202,8 +203,6 @@ def test_times_of_a_zone_are_shifted_alike_on_both_ways() -> None:
 
 
 def test_fixed_goes_by_columns_too() -> None:
-    from tests.unit.test_statements import FIXED
-
     converted, parsed = both_ways(FIXED.encode(), FixedLayout())
     assert isinstance(converted, Converted)
     assert (converted.way, len(parsed)) == ("columns", 2)
@@ -215,6 +214,23 @@ def test_fixed_goes_by_columns_too() -> None:
         ("CNY", "EUR"),
     ):
         both_ways(FIXED.replace(old, new).encode(), FixedLayout())
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(FIXED) - 1), st.sampled_from("0129 +-.APRVOFBXDTHC\n'e")),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_a_changed_file_of_fixed_length_has_one_fate_on_both_ways(
+    changes: list[tuple[int, str]],
+) -> None:
+    text = list(FIXED)
+    for at, character in changes:
+        text[at] = character
+    both_ways("".join(text).encode(), FixedLayout())
 
 
 def test_what_only_the_parser_takes_goes_by_lines(monkeypatch: pytest.MonkeyPatch) -> None:
