@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from cells.channels.batch.channel import open_channel as open_batch
+from cells.channels.clearing.channel import open_channel as open_clearing
 from cells.channels.interface import Channel, Listener, StatementSource
 from cells.channels.iso8583.channel import open_channel as open_iso8583
 from cells.channels.model import ChannelSettings
@@ -24,6 +26,8 @@ class UnknownKind(ValueError):
 
 
 KINDS: Mapping[str, Opener] = {
+    "batch": open_batch,
+    "clearing": open_clearing,
     "iso8583": open_iso8583,
 }
 

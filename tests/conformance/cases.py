@@ -15,6 +15,7 @@ from typing import Any
 
 from cells.channels.interface import StatementSource
 from cells.channels.model import AnswerReason, BankAccount, Card, ChannelSettings
+from tests.conformance.clearing_house import House
 from tests.conformance.process import ROOT
 
 # A day that does not change under a test that begins before midnight.
@@ -82,7 +83,20 @@ def _iso8583(dialect_name: str, master_key: str = "") -> Case:
     return Case(dialect_name, bank, channel, sealed=bool(master_key))
 
 
+def _clearing() -> Case:
+    """The folder has the keys; both sides are told in the same one."""
+
+    def bank(folder: Path) -> Mapping[str, Any]:
+        return House(folder).bank(**BEHAVIOUR)
+
+    def channel(ports: Mapping[str, int], folder: Path) -> ChannelSettings:
+        return House.found(folder).channel(ports, repeat_s=0.2)
+
+    return Case("clearing", bank, channel)
+
+
 CASES = [
+    _clearing(),
     _iso8583("iso8583-ascii"),
     _iso8583("iso8583-bcd-tpdu", "0123456789ABCDEFFEDCBA9876543210"),
     _iso8583("iso8583-aes", "000102030405060708090A0B0C0D0E0F101112131415161718191A1B1C1D1E1F"),

@@ -44,17 +44,13 @@ def test_a_file_has_a_telling_name_a_docstring_and_an_end(path: Path) -> None:
             assert not re.search(word, text, re.IGNORECASE), f"say {instead}"
 
 
-PAGES = [
-    *("architecture.md", "routing.md", "access.md", "control-plane.md", "vault.md", "signing.md"),
-    "channels.md",
-]
+PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page}" for page in PAGES)])
+@pytest.mark.parametrize("page", ["README.md", *PAGES])
 def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
     path = ROOT / page
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
-    assert links
     for link in links:
         assert link.startswith("http") or (path.parent / link).exists(), link
 
