@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?= .cellpay
 STAMP := $(VENV)/.installed
+# protoc's, because google/api comes from a Python package and not from buf's registry.
+DESCRIPTORS := gen/cellpay/descriptors.binpb
 
-.PHONY: default demo test quick lint types layers protos up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide terraform drills clean install
+.PHONY: default demo test quick lint types layers protos openapi up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide terraform drills clean install
 
 default: lint types layers quick
 
@@ -31,7 +33,8 @@ quick: $(STAMP)  ## unit and property tests only
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ."; exit 1; }
-	@cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against released.binpb
+	@cd protos && ../$(BIN)/buf lint $(DESCRIPTORS) --path cellpay --config buf.yaml
+	@cd protos && ../$(BIN)/buf breaking $(DESCRIPTORS) --path cellpay --exclude-imports --config buf.yaml --against released.binpb
 
 types: $(STAMP)
 	@$(BIN)/mypy
@@ -41,6 +44,9 @@ layers: $(STAMP)
 
 protos: $(STAMP)
 	@$(BIN)/python protos/build_stubs.py --force
+
+openapi: $(STAMP)  ## the HTTP edge's document, from the protos → docs/openapi.json
+	@$(BIN)/python -m router.edge.openapi > docs/openapi.json
 
 up: $(STAMP)  ## a mesh of three cells, until Ctrl-C
 	@$(BIN)/cellctl up --cells 3 --data $(DATA)

@@ -29,6 +29,7 @@ from cells.settings import CellSettings, LaneSettings, read_settings
 from router.client import CallPolicy, TlsFiles, connect
 from router.logs import configure_logs
 from router.policies.model import Dependency, Feature, Mode
+from router.probes import serve_probes
 from router.store.etcd import connect_etcd
 
 log = structlog.get_logger(__name__)
@@ -77,6 +78,8 @@ async def relay(settings: CellSettings) -> None:
             async with asyncio.TaskGroup() as group:
                 for runner in lanes.runners():
                     group.create_task(runner())
+                # It has nothing to be ready for: it takes what there is when there is something.
+                group.create_task(serve_probes(settings.relay_probe_listen, lambda: True))
                 group.create_task(policing.run())
                 group.create_task(policing.follow_cell())
                 group.create_task(outbox.run())

@@ -68,6 +68,7 @@ from router.client import CallPolicy, Mesh, connect
 from router.guard import GuardedServer, SlotsHere
 from router.logs import configure_logs
 from router.policies.model import Dependency, Feature, Mode
+from router.probes import serve_probes
 from router.standard import add_standard_services
 from router.store.etcd import connect_etcd
 from router.store.model import Store
@@ -170,22 +171,19 @@ async def serve(settings: CellSettings, role: Role) -> None:
         )
         try:
             async with asyncio.TaskGroup() as group:
-                _run_in(group, lanes, branches, read_engine, policing, choosing)
-                group.create_task(banking.run(recover=role.is_first))
+                _run_in(group, lanes, branches, read_engine, policing, choosing, banking, role)
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
                 group.create_task(Reporter(store, settings, tally).run())
                 group.create_task(_until_terminated(servers, membership, workers, health_servicer))
                 if role.is_first:
+                    group.create_task(serve_probes(settings.probe_listen, here.takes_work))
                     group.create_task(membership.keep_lease())
-                    group.create_task(_recover_gains(gains, recovery))
-                    for worker in (
-                        recovery,
-                        settlement,
-                        Rotation(lanes, here, vault, settings.vault, policing.keys),
-                    ):
-                        group.create_task(worker.run())
                     group.create_task(workers.run(membership.announce))
+                    _mend_in(group, gains, recovery, settlement)
+                    group.create_task(
+                        Rotation(lanes, here, vault, settings.vault, policing.keys).run()
+                    )
                 else:
                     here.set_alive(False)
                     group.create_task(membership.follow_lease())
@@ -207,6 +205,8 @@ def _run_in(
     read_engine: ReadEngine,
     policing: Policing,
     choosing: Choosing,
+    banking: Banking,
+    role: Role,
 ) -> None:
     """What every process of a cell does beside its calls."""
     for runner in lanes.runners():
@@ -214,6 +214,7 @@ def _run_in(
     group.create_task(branches.run())
     group.create_task(policing.run())
     group.create_task(choosing.run())
+    group.create_task(banking.run(recover=role.is_first))
     if read_engine.replica is not None:
         group.create_task(read_engine.replica.run())
 
@@ -227,6 +228,18 @@ def _policing(
     choosing = Choosing(store, cell, settings.redis_url, policing.board)
     policing.followers.append(choosing.apply)
     return policing, choosing
+
+
+def _mend_in(
+    group: asyncio.TaskGroup,
+    gains: asyncio.Queue[frozenset[int]],
+    recovery: Recovery,
+    settlement: Settlement,
+) -> None:
+    """What one process of a cell does for all: finish what others began, and settle."""
+    group.create_task(_recover_gains(gains, recovery))
+    group.create_task(recovery.run())
+    group.create_task(settlement.run())
 
 
 def _refunding(lanes: Lanes, mesh: Mesh, settings: CellSettings, policing: Policing) -> Refunding:

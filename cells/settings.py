@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from cells.channels.model import ChannelSettings
 from router.client.tls import TlsFiles
+from router.documents import read_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,9 @@ class CellSettings:
     # A streaming replica of PostgreSQL for reads that may be old; empty: there is none. CockroachDB
     # reads from its followers without.
     replica_url: str = ""
+    # host:port where kubelets ask the first process, and the relay; empty: nowhere.
+    probe_listen: str = ""
+    relay_probe_listen: str = ""
     # Processes, each with its own listener and lane. The first is the cell itself; the others end
     # with it. The mesh sends a slot always to the same one while they all live.
     workers: int = 1
@@ -168,4 +172,4 @@ class CellSettings:
 
 
 def read_settings(path: Path) -> CellSettings:
-    return TypeAdapter(CellSettings).validate_json(path.read_bytes())
+    return TypeAdapter(CellSettings).validate_json(read_document(path))

@@ -56,6 +56,7 @@ from router.guard import GuardedServer, SlotsHere
 from router.identity import spiffe_id
 from router.logs import configure_logs
 from router.policies.follow import Follower, Reporter
+from router.probes import serve_probes
 from router.slotmap import SlotMap
 from router.standard import add_standard_services
 from router.store.etcd import connect_etcd
@@ -139,6 +140,7 @@ async def serve(settings: ControllerSettings) -> None:
             group.create_task(Doors(view).run())
             group.create_task(_run_operations(store, view, runner, leadership))
             group.create_task(_announce(health_servicer, view))
+            group.create_task(serve_probes(settings.probe_listen, lambda: view.known() is not None))
     except* _Terminated:
         log.info("the controller stops")
     finally:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from router.documents import read_document
+
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
@@ -48,10 +50,12 @@ class ControllerSettings:
     startup_grace_s: float = 30.0
     # A lease must be gone for this long: a cell that registers anew within it is no failover.
     dead_confirm_s: float = 0.25
+    # host:port where kubelets ask (router/probes.py); empty: nowhere.
+    probe_listen: str = ""
     # The directory of the local mesh that this controller belongs to, where drills are carried out;
     # empty: none, and drills are refused.
     mesh: str = ""
 
 
 def read_settings(path: Path) -> ControllerSettings:
-    return TypeAdapter(ControllerSettings).validate_json(path.read_bytes())
+    return TypeAdapter(ControllerSettings).validate_json(read_document(path))

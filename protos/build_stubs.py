@@ -12,6 +12,7 @@ from pathlib import Path
 
 PROTO_ROOT = Path(__file__).resolve().parent
 OUT = PROTO_ROOT / "gen"
+DESCRIPTORS = "cellpay/descriptors.binpb"
 
 
 def proto_files() -> list[Path]:
@@ -31,17 +32,21 @@ def stale() -> bool:
 def build(*, force: bool = False) -> None:
     if not force and not stale():
         return
+    import google.api.annotations_pb2
     import grpc_tools
     from grpc_tools import protoc
 
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
     well_known = Path(grpc_tools.__file__).parent / "_proto"
+    # googleapis-common-protos: google/api and google/rpc, beside their generated code.
+    common = Path(google.api.annotations_pb2.__file__).parents[2]
+    includes = [f"-I{PROTO_ROOT}", f"-I{well_known}", f"-I{common}"]
+    (OUT / "cellpay").mkdir()
     code = protoc.main(
         [
             "protoc",
-            f"-I{PROTO_ROOT}",
-            f"-I{well_known}",
+            *includes,
             f"--python_out={OUT}",
             f"--grpc_python_out={OUT}",
             f"--plugin=protoc-gen-mypy={_plugin('protoc-gen-mypy')}",
@@ -51,6 +56,21 @@ def build(*, force: bool = False) -> None:
             *(str(path) for path in proto_files()),
         ]
     )
+    if code == 0:
+        # All messages with their comments, for the HTTP edge, OpenAPI and lint; errors too, which
+        # no message names but the edge writes as JSON.
+        code = protoc.main(
+            [
+                "protoc",
+                *includes,
+                f"--descriptor_set_out={OUT / DESCRIPTORS}",
+                "--include_imports",
+                "--include_source_info",
+                "google/rpc/status.proto",
+                "google/rpc/error_details.proto",
+                *(str(path) for path in proto_files()),
+            ]
+        )
     if code != 0:
         raise SystemExit(f"protoc failed with code {code}")
     for folder in [OUT / "cellpay", *(p for p in (OUT / "cellpay").rglob("*") if p.is_dir())]:

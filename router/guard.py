@@ -79,6 +79,10 @@ class SlotsHere:
             self._alive = alive
             self._wake()
 
+    def takes_work(self) -> bool:
+        """Whether it knows its slots and may serve them."""
+        return self._map is not None and self._alive
+
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()

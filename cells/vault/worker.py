@@ -87,7 +87,10 @@ class Rotation:
         for row in rows:
             by_slot.setdefault(row[0], []).append(SlotKey(*row[:-1]))
         retired = 0
-        for slot, keys in by_slot.items():
+        # In any order: a slot whose turn ends badly each time must not hold up those behind it.
+        turns = list(by_slot.items())
+        random.shuffle(turns)
+        for slot, keys in turns:
             try:
                 retired += await self._look_at(slot, keys, rows[0][-1])
             except (Refusal, KmsFault, SealBroken) as error:

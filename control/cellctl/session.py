@@ -64,6 +64,11 @@ class Session:
     def edge_address(self) -> str:
         return self.state.address("envoy")
 
+    @property
+    def http_address(self) -> str:
+        """Of HTTP/JSON, which Envoy turns into gRPC."""
+        return self.state.address("envoy.http")
+
     @contextlib.asynccontextmanager
     async def control(
         self, name: str = "operator", at: str = ""

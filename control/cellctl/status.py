@@ -26,6 +26,7 @@ async def status_document(data: Path) -> dict[str, Any]:
     document: dict[str, Any] = {
         "data": str(data),
         "edge": session.edge_address,
+        "http": session.http_address,
         "control": session.state.address("controller"),
         "client_bootstrap": str(session.client_bootstrap),
         "processes": [asdict(process) for process in processes],

@@ -284,7 +284,11 @@ def _envoy(state: MeshState, place: Place) -> Launch:
     command += ["--disable-hot-restart", "--log-level", "info"]
     return Launch(
         place=place,
-        addresses={"edge": state.address("envoy"), "admin": admin},
+        addresses={
+            "edge": state.address("envoy"),
+            "admin": admin,
+            **({"http": state.address("envoy.http")} if "envoy.http" in state.ports else {}),
+        },
         command=tuple(command),
         cwd=_directory(state, place.name),
         # LIVE only after the first answer of the xDS server.

@@ -22,7 +22,7 @@ from control.mesh.options import DEFAULTS, MeshOptions
 from control.mesh.state import ControlPlane, MeshState, region_of, write_atomically
 from router.client.bootstrap import xds_bootstrap
 from router.client.tls import TlsFiles
-from router.edge.bootstrap import edge_bootstrap
+from router.edge.bootstrap import HttpEdge, edge_bootstrap
 from router.identity import spiffe_id
 
 # Names of certificates and settings; the first controller's is called by number too.
@@ -62,8 +62,14 @@ def write(state: MeshState, options: MeshOptions) -> None:
     )
     ca.issue(state.path / "tls", "operator", spiffe_id("operator", operator_name()))
     edge = ca.issue(state.path / "tls", "edge", spiffe_id("edge", "edge"))
+    # A mesh.json of before the HTTP edge has no port for it.
+    http = (
+        HttpEdge(state.address("envoy.http"), state.address("envoy"), "edge")
+        if "envoy.http" in state.ports
+        else None
+    )
     document = edge_bootstrap(
-        xds_servers, state.address("envoy.admin"), edge, "edge", spiffe_id("controller", "")
+        xds_servers, state.address("envoy.admin"), edge, "edge", spiffe_id("controller", ""), http
     )
     _write_json(envoy_config(state), document)
 

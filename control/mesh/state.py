@@ -150,7 +150,7 @@ def region_of(cell: str) -> str:
 def port_names(cells: Iterable[str], plane: ControlPlane = ONE_OF_EACH) -> tuple[str, ...]:
     """Every port of a mesh. A second controller has one from the start: bootstraps may name it."""
     names = ["etcd", "etcd.peer", "postgres", "nats", "control", "controller", "controller-2"]
-    names += ["envoy", "envoy.admin", "xds-fallback"]
+    names += ["envoy", "envoy.admin", "envoy.http", "xds-fallback"]
     names += [name for name in plane.controller_names() if name not in names]
     for name in plane.etcd_names():
         names += [name, f"{name}.peer", f"{name}.metrics"] if name != "etcd" else ["etcd.metrics"]

@@ -43,6 +43,7 @@ from control.xds.traffic import (
 )
 from control.xds.traffic import duration as _duration
 from control.xds.traffic import pack as _any
+from router.edge.resources import EDGE_CERTIFICATE, MESH_CA
 from router.identity import spiffe_id
 from router.slotmap import SlotMap
 from router.slots import SLOT_HEADER
@@ -50,8 +51,6 @@ from router.slots import SLOT_HEADER
 CLIENT_LISTENER = "cellpay"
 EDGE_LISTENER = "edge"
 PROVIDER = "default"
-EDGE_CERTIFICATE = "edge_certificate"
-MESH_CA = "mesh_ca"
 _EDGE_RETRIES = 8
 _EDGE_BACKOFF_BASE_MS = 25
 _EDGE_BACKOFF_CAP_MS = 250

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from router.client.tls import TlsFiles
+from router.edge.http import edge_cluster, http_listener
+from router.edge.resources import EDGE_CERTIFICATE, MESH_CA, address_of, type_of
 
-EDGE_CERTIFICATE = "edge_certificate"
-MESH_CA = "mesh_ca"
 _CONTROL = "control"
 # Tells Envoy to go to a server of a lower priority, and back.
 _HEALTH_CHECK = {
@@ -20,12 +21,23 @@ _HEALTH_CHECK = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class HttpEdge:
+    """Where merchants without gRPC come in, and where their requests go on."""
+
+    listen: str
+    edge_listen: str
+    # Of Envoy's certificate.
+    name: str
+
+
 def edge_bootstrap(
     xds_servers: str | Sequence[str],
     admin_address: str,
     tls: TlsFiles,
     node_id: str,
     control_spiffe_prefix: str,
+    http: HttpEdge | None = None,
 ) -> dict[str, Any]:
     """The document for `envoy --config-path` (JSON is YAML). Addresses are host:port.
 
@@ -33,9 +45,14 @@ def edge_bootstrap(
     """
     addresses = [xds_servers] if isinstance(xds_servers, str) else xds_servers
     ads = {"resource_api_version": "V3", "ads": {}}
+    clusters = [_control_cluster(addresses, control_spiffe_prefix)]
+    listeners = []
+    if http is not None:
+        clusters.append(edge_cluster(http.edge_listen, http.name))
+        listeners.append(http_listener(http.listen))
     return {
         "node": {"id": node_id, "cluster": "edge", "metadata": {"kind": "edge"}},
-        "admin": {"address": _address(admin_address)},
+        "admin": {"address": address_of(admin_address)},
         "dynamic_resources": {
             "ads_config": {
                 "api_type": "GRPC",
@@ -46,7 +63,8 @@ def edge_bootstrap(
             "cds_config": ads,
         },
         "static_resources": {
-            "clusters": [_control_cluster(addresses, control_spiffe_prefix)],
+            "clusters": clusters,
+            "listeners": listeners,
             "secrets": _secrets(tls),
         },
     }
@@ -61,14 +79,17 @@ def _control_cluster(addresses: Sequence[str], spiffe_prefix: str) -> dict[str, 
         "load_assignment": {
             "cluster_name": _CONTROL,
             "endpoints": [
-                {"priority": number, "lb_endpoints": [{"endpoint": {"address": _address(address)}}]}
+                {
+                    "priority": number,
+                    "lb_endpoints": [{"endpoint": {"address": address_of(address)}}],
+                }
                 for number, address in enumerate(addresses)
             ],
         },
         **({"health_checks": [_HEALTH_CHECK]} if len(addresses) > 1 else {}),
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": _type("upstreams.http.v3.HttpProtocolOptions"),
+                "@type": type_of("upstreams.http.v3.HttpProtocolOptions"),
                 "explicit_http_config": {
                     "http2_protocol_options": {
                         "connection_keepalive": {"interval": "5s", "timeout": "3s"}
@@ -79,7 +100,7 @@ def _control_cluster(addresses: Sequence[str], spiffe_prefix: str) -> dict[str, 
         "transport_socket": {
             "name": "envoy.transport_sockets.tls",
             "typed_config": {
-                "@type": _type("transport_sockets.tls.v3.UpstreamTlsContext"),
+                "@type": type_of("transport_sockets.tls.v3.UpstreamTlsContext"),
                 "common_tls_context": {
                     "alpn_protocols": ["h2"],
                     "tls_certificate_sds_secret_configs": [{"name": EDGE_CERTIFICATE}],
@@ -104,12 +125,3 @@ def _secrets(tls: TlsFiles) -> list[dict[str, Any]]:
         },
         {"name": MESH_CA, "validation_context": {"trusted_ca": {"filename": tls.ca}}},
     ]
-
-
-def _type(name: str) -> str:
-    return f"type.googleapis.com/envoy.extensions.{name}"
-
-
-def _address(address: str) -> dict[str, Any]:
-    host, _, port = address.rpartition(":")
-    return {"socket_address": {"address": host, "port_value": int(port)}}

@@ -25,6 +25,7 @@ from cells.vault.model import KeyState
 from cells.vault.store import Vault
 from cells.vault.tables import instruments
 from control.cellctl.session import Session
+from control.cellctl.vault import _counted
 from router.client import Mesh
 from router.errors import Refusal
 from router.redaction import is_luhn
@@ -276,6 +277,8 @@ async def test_an_operator_rotates_keys_by_a_policy_and_every_row_is_sealed_anew
                 return True
 
             await eventually(rotated)
+            counted = {(row[0], row[1]): row[3] for row in await _counted(session.data)}
+            assert counted["field", "primary"] >= len(slots)
         finally:
             await policies.DeletePolicy(
                 policies_pb2.DeletePolicyRequest(kind="keys", name="by-hand", reason="done"),

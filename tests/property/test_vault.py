@@ -67,6 +67,10 @@ def new(user_id: str, **fields: Any) -> StoredInstrument:
     return row._replace(**fields)
 
 
+def changed_in(row: StoredInstrument, field: str, value: Any) -> StoredInstrument:
+    return row._replace(**{field: value})
+
+
 TEXTS = st.text(max_size=64)
 DETAILS = st.builds(
     Details,
@@ -103,7 +107,7 @@ def test_a_seal_with_any_character_changed_is_refused(
     for changed in (text[:place] + other + text[place + 1 :], text[:place], text[place + 1 :]):
         if changed:
             with pytest.raises(SealBroken):
-                unseal(KEY, row._replace(**{f"{name}_sealed": changed}), name)
+                unseal(KEY, changed_in(row, f"{name}_sealed", changed), name)
 
 
 @given(DETAILS, st.sampled_from(FIELDS), st.sampled_from(list(SealedField)))
@@ -111,7 +115,7 @@ def test_a_seal_in_another_place_is_refused(
     details: Details, field: str, name: SealedField
 ) -> None:
     row = sealed_as(KEY, new(details.user_id), details)
-    elsewhere = row._replace(**{field: 8 if field == "slot" else "other"})
+    elsewhere = changed_in(row, field, 8 if field == "slot" else "other")
     if row.sealed(name):
         with pytest.raises(SealBroken):
             unseal(KEY, elsewhere, name)
@@ -119,7 +123,7 @@ def test_a_seal_in_another_place_is_refused(
     other = SealedField.HOLDER if name != SealedField.HOLDER else SealedField.PHONE
     if row.sealed(name):
         with pytest.raises(SealBroken):
-            unseal(KEY, row._replace(**{f"{other}_sealed": row.sealed(name)}), other)
+            unseal(KEY, changed_in(row, f"{other}_sealed", row.sealed(name)), other)
 
 
 @given(DETAILS, DETAILS)

@@ -15,11 +15,11 @@ from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import json_format
 
-from control.xds import translate as translation
 from control.xds.translate import NodeKind, Topology, read_edge_lua, translate
 from router.client.bootstrap import PROVIDER, xds_bootstrap
 from router.client.tls import TlsFiles
 from router.edge.bootstrap import edge_bootstrap
+from router.edge.resources import MESH_CA
 from router.slotmap import Move, SlotMap
 from router.slots import SLOT_COUNT, SLOT_HEADER
 
@@ -148,7 +148,7 @@ def test_the_edge_hears_only_clients_with_a_certificate_of_the_mesh() -> None:
     assert chain.transport_socket.typed_config.Unpack(context)
     assert context.require_client_certificate.value
     trusted = context.common_tls_context.validation_context_sds_secret_config.name
-    assert trusted == translation.MESH_CA
+    assert trusted == MESH_CA
     assert listener.address.socket_address.port_value == 8443
 
 

@@ -1,0 +1,190 @@
+"""The HTTP/JSON edge: a listener of Envoy that turns what merchants send into gRPC.
+
+It forwards to the gRPC edge of the same Envoy, which finds new homes and carries out policies: a
+listener of its own, because what the gRPC edge redirects must already be gRPC. Hardened as Envoy's
+guide for edge proxies says ("Configuring Envoy as an edge proxy").
+"""
+
+from __future__ import annotations
+
+import base64
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import cellpay
+from google.api import annotations_pb2
+from google.protobuf import descriptor_pb2
+
+import router.edge
+from router.edge.resources import (
+    EDGE_CERTIFICATE,
+    MESH_CA,
+    address_of,
+    type_of,
+)
+from router.identity import spiffe_id
+
+CLUSTER = "edge"
+_HEADERS_KB_MAX = 16
+_BODY_BYTES_MAX = 64 * 1024
+_STREAMS_MAX = 100
+_TIMEOUT = "15s"
+_HEADERS_TIMEOUT = "5s"
+_IDLE_TIMEOUT = "60s"
+_CONNECTION_AGE = "600s"
+
+
+def descriptors() -> Path:
+    """Where the descriptor set of all protos is."""
+    return Path(str(resources.files(cellpay) / "descriptors.binpb"))
+
+
+def transcoded_services() -> list[str]:
+    """Full names of the services that have a method with google.api.http, sorted."""
+    described = descriptor_pb2.FileDescriptorSet.FromString(descriptors().read_bytes())
+    return sorted(
+        f"{file.package}.{service.name}"
+        for file in described.file
+        for service in file.service
+        if any(method.options.HasExtension(annotations_pb2.http) for method in service.method)
+    )
+
+
+def http_listener(listen: str) -> dict[str, Any]:
+    """The listener's document."""
+    lua = (Path(router.edge.__file__).parent / "http.lua").read_text(encoding="utf-8")
+    manager = {
+        "@type": type_of("filters.network.http_connection_manager.v3.HttpConnectionManager"),
+        "stat_prefix": "http",
+        "codec_type": "AUTO",
+        "use_remote_address": True,
+        "normalize_path": True,
+        "merge_slashes": True,
+        "common_http_protocol_options": {
+            "headers_with_underscores_action": "REJECT_REQUEST",
+            "idle_timeout": _IDLE_TIMEOUT,
+            "max_connection_duration": _CONNECTION_AGE,
+            "max_headers_count": 64,
+        },
+        "http2_protocol_options": {
+            "max_concurrent_streams": _STREAMS_MAX,
+            "initial_stream_window_size": 65_536,
+            "initial_connection_window_size": 1_048_576,
+        },
+        "max_request_headers_kb": _HEADERS_KB_MAX,
+        "request_headers_timeout": _HEADERS_TIMEOUT,
+        "request_timeout": _TIMEOUT,
+        "stream_idle_timeout": _IDLE_TIMEOUT,
+        "route_config": _routes(),
+        "http_filters": [
+            _filter("buffer", "buffer.v3.Buffer", max_request_bytes=_BODY_BYTES_MAX),
+            _filter("lua", "lua.v3.Lua", default_source_code={"inline_string": lua}),
+            _filter(
+                "grpc_json_transcoder",
+                "grpc_json_transcoder.v3.GrpcJsonTranscoder",
+                **_transcoding(),
+            ),
+            _filter("router", "router.v3.Router"),
+        ],
+    }
+    return {
+        "name": "http",
+        "address": address_of(listen),
+        "per_connection_buffer_limit_bytes": 2 * _BODY_BYTES_MAX,
+        "filter_chains": [
+            {
+                "filters": [
+                    {
+                        "name": "envoy.filters.network.http_connection_manager",
+                        "typed_config": manager,
+                    }
+                ],
+                "transport_socket": {
+                    "name": "envoy.transport_sockets.tls",
+                    "typed_config": {
+                        "@type": type_of("transport_sockets.tls.v3.DownstreamTlsContext"),
+                        "require_client_certificate": True,
+                        "common_tls_context": {
+                            "alpn_protocols": ["h2", "http/1.1"],
+                            "tls_certificate_sds_secret_configs": [{"name": EDGE_CERTIFICATE}],
+                            "validation_context_sds_secret_config": {"name": MESH_CA},
+                        },
+                    },
+                },
+            }
+        ],
+    }
+
+
+def edge_cluster(edge_listen: str, name: str) -> dict[str, Any]:
+    """The gRPC edge, for the HTTP one: `name` is that of both in their certificate."""
+    match = {"san_type": "URI", "matcher": {"exact": spiffe_id("edge", name)}}
+    return {
+        "name": CLUSTER,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": CLUSTER,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address_of(edge_listen)}}]}],
+        },
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": type_of("upstreams.http.v3.HttpProtocolOptions"),
+                "explicit_http_config": {"http2_protocol_options": {}},
+            }
+        },
+        "transport_socket": {
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": type_of("transport_sockets.tls.v3.UpstreamTlsContext"),
+                "common_tls_context": {
+                    "alpn_protocols": ["h2"],
+                    "tls_certificate_sds_secret_configs": [{"name": EDGE_CERTIFICATE}],
+                    "combined_validation_context": {
+                        "validation_context_sds_secret_config": {"name": MESH_CA},
+                        "default_validation_context": {"match_typed_subject_alt_names": [match]},
+                    },
+                },
+            },
+        },
+    }
+
+
+def _routes() -> dict[str, Any]:
+    route = {
+        "match": {"prefix": "/"},
+        "route": {"cluster": CLUSTER, "timeout": _TIMEOUT},
+    }
+    return {
+        "name": "http",
+        "virtual_hosts": [{"name": "http", "domains": ["*"], "routes": [route]}],
+    }
+
+
+def _transcoding() -> dict[str, Any]:
+    return {
+        # Not a path: Envoy may run where this package is not.
+        "proto_descriptor_bin": base64.b64encode(descriptors().read_bytes()).decode("ascii"),
+        "services": transcoded_services(),
+        "convert_grpc_status": True,
+        # A user ID may hold any character; percent-encoded in the path it comes out as it was.
+        "url_unescape_spec": "ALL_CHARACTERS",
+        "request_validation_options": {
+            "reject_unknown_method": True,
+            "reject_unknown_query_parameters": True,
+            "reject_binding_body_field_collisions": True,
+        },
+        # An amount of 0 is said, not left out.
+        "print_options": {
+            "preserve_proto_field_names": True,
+            "always_print_primitive_fields": True,
+        },
+    }
+
+
+def _filter(name: str, type_: str, **settings: Any) -> dict[str, Any]:
+    return {
+        "name": f"envoy.filters.http.{name}",
+        "typed_config": {"@type": type_of(f"filters.http.{type_}"), **settings},
+    }

@@ -1,0 +1,192 @@
+"""A set of rules, compiled once into Python functions, and what it decides. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from router.risk.expressions import BadExpression, Compiled, compile_expression
+from router.risk.facts import NOTHING, Type, Value
+from router.risk.model import STRICTNESS, Action, Decision, Hit, Mode, Rule, RuleSet
+
+InList = Callable[[str, str], bool]
+# One function of all rules would take Python's compiler minutes; of some hundreds, milliseconds.
+_RULES_A_FUNCTION = 200
+_Function = Callable[[Mapping[str, Value], InList], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a rule set is refused: where in the document, and where in the expression."""
+
+    # rules[3].when
+    field: str
+    message: str
+    line: int = 0
+    column: int = 0
+
+
+def faults(document: RuleSet, types: Mapping[str, Type], lists: frozenset[str]) -> Sequence[Fault]:
+    """All that is wrong with a rule set: expressions, names, times, and cases that do not hold."""
+    found: list[Fault] = []
+    seen: set[str] = set()
+    for number, rule in enumerate(document.rules):
+        at = f"rules[{number}]"
+        if rule.name in seen:
+            found.append(Fault(f"{at}.name", f"{rule.name} stands here twice"))
+        seen.add(rule.name)
+        found += _time_faults(at, rule)
+        try:
+            compiled = compile_expression(rule.when, types, lists)
+        except BadExpression as error:
+            found.append(Fault(f"{at}.when", error.message, error.line, error.column))
+            continue
+        found += _case_faults(at, rule, compiled, types)
+    return found
+
+
+def _time_faults(at: str, rule: Rule) -> Sequence[Fault]:
+    found = [
+        Fault(f"{at}.{name}", "a time needs its offset from UTC")
+        for name, moment in (
+            ("effective_from", rule.effective_from),
+            ("effective_until", rule.effective_until),
+        )
+        if moment is not None and moment.tzinfo is None
+    ]
+    begin, end = rule.effective_from, rule.effective_until
+    if not found and begin is not None and end is not None and end <= begin:
+        found.append(Fault(f"{at}.effective_until", "must be later than effective_from"))
+    return found
+
+
+def _case_faults(
+    at: str, rule: Rule, compiled: Compiled, types: Mapping[str, Type]
+) -> Sequence[Fault]:
+    found = []
+    for number, case in enumerate(rule.cases):
+        field = f"{at}.cases[{number}]"
+        wrong = [
+            Fault(f"{field}.facts.{name}", f"is no {types.get(name, 'fact')}")
+            for name, value in case.facts.items()
+            if not _fits(types.get(name), value)
+        ]
+        if wrong:
+            found += wrong
+            continue
+        facts = complete(case.facts, types)
+        if bool(_function([compiled])(facts, _asks(case.lists))) != case.matches:
+            found.append(Fault(field, f"should {'' if case.matches else 'not '}match"))
+    return found
+
+
+def _asks(lists: Mapping[str, Sequence[str]]) -> InList:
+    return lambda name, value: value in lists.get(name, ())
+
+
+def _fits(kind: Type | None, value: Value) -> bool:
+    if kind is None:
+        return False
+    wanted: Mapping[Type, tuple[type, ...]] = {
+        Type.INT: (int,),
+        Type.DOUBLE: (int, float),
+        Type.BOOL: (bool,),
+        Type.STRING: (str,),
+    }
+    return isinstance(value, wanted[kind]) and (kind == Type.BOOL or not isinstance(value, bool))
+
+
+def complete(facts: Mapping[str, Value], types: Mapping[str, Type]) -> dict[str, Value]:
+    """Facts with a value for each name: what is not said is nothing."""
+    return {name: facts.get(name, NOTHING[kind]) for name, kind in types.items()}
+
+
+class Rules:
+    """A rule set in force. Raises BadExpression for what `faults` would have told."""
+
+    def __init__(
+        self,
+        document: RuleSet,
+        types: Mapping[str, Type],
+        lists: frozenset[str],
+        *,
+        version: int,
+        now: datetime,
+    ) -> None:
+        """`now`: which rules are in force; `changes_at` says until when this stays so."""
+        self.version = version
+        self._rules = [
+            rule for rule in document.rules if rule.mode != Mode.OFF and _in_force(rule, now)
+        ]
+        self.changes_at = _next_change(document, now)
+        compiled = [
+            compile_expression(rule.when, types, lists, prefix=f"r{number}_k")
+            for number, rule in enumerate(self._rules)
+        ]
+        self._functions = [
+            (start, _function(compiled[start : start + _RULES_A_FUNCTION]))
+            for start in range(0, len(compiled), _RULES_A_FUNCTION)
+        ]
+        self.features = frozenset(name for item in compiled for name in item.names)
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+    def decide(
+        self,
+        facts: Mapping[str, Value],
+        in_list: InList,
+        without: frozenset[str] = frozenset(),
+    ) -> Decision:
+        """What the rules say. `facts` has a value for every name of the schema."""
+        matched = [
+            self._rules[start + place]
+            for start, function in self._functions
+            for place in function(facts, in_list)
+        ]
+        if not matched:
+            return Decision(Action.ALLOW, version=self.version, without=without)
+        hits = tuple(
+            Hit(rule.name, rule.action, rule.reason, rule.mode == Mode.SHADOW) for rule in matched
+        )
+        live = [rule for rule in matched if rule.mode == Mode.LIVE]
+        if not live:
+            return Decision(Action.ALLOW, (), hits, self.version, without)
+        top = max(rule.priority for rule in live)
+        deciding = [rule for rule in live if rule.priority == top]
+        action = max((rule.action for rule in deciding), key=STRICTNESS.__getitem__)
+        reasons = tuple(dict.fromkeys(rule.reason for rule in deciding if rule.action == action))
+        return Decision(action, reasons, hits, self.version, without)
+
+
+def _in_force(rule: Rule, now: datetime) -> bool:
+    begun = rule.effective_from is None or rule.effective_from <= now
+    return begun and (rule.effective_until is None or now < rule.effective_until)
+
+
+def _next_change(document: RuleSet, now: datetime) -> datetime | None:
+    moments = [
+        moment
+        for rule in document.rules
+        for moment in (rule.effective_from, rule.effective_until)
+        if moment is not None and moment > now
+    ]
+    return min(moments, default=None)
+
+
+def _function(compiled: Sequence[Compiled]) -> _Function:
+    """Python of some rules: names are read once, then one `if` a rule."""
+    names = {name: variable for item in compiled for name, variable in item.names.items()}
+    scope: dict[str, Any] = {}
+    lines = ["def evaluate(facts, in_list):"]
+    lines += [f"    {variable} = facts[{name!r}]" for name, variable in sorted(names.items())]
+    lines.append("    found = []")
+    for place, item in enumerate(compiled):
+        scope.update(item.constants)
+        lines.append(f"    if {item.python}: found.append({place})")
+    lines.append("    return found")
+    exec(compile("\n".join(lines), "<rules>", "exec"), scope)
+    function: _Function = scope["evaluate"]
+    return function
