@@ -170,8 +170,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
         )
         try:
             async with asyncio.TaskGroup() as group:
-                _run_in(group, lanes, branches, read_engine, policing, choosing)
-                group.create_task(banking.run(recover=role.is_first))
+                _run_in(group, lanes, branches, read_engine, policing, choosing, banking, role)
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
                 group.create_task(Reporter(store, settings, tally).run())
@@ -206,6 +205,8 @@ def _run_in(
     read_engine: ReadEngine,
     policing: Policing,
     choosing: Choosing,
+    banking: Banking,
+    role: Role,
 ) -> None:
     """What every process of a cell does beside its calls."""
     for runner in lanes.runners():
@@ -213,6 +214,7 @@ def _run_in(
     group.create_task(branches.run())
     group.create_task(policing.run())
     group.create_task(choosing.run())
+    group.create_task(banking.run(recover=role.is_first))
     if read_engine.replica is not None:
         group.create_task(read_engine.replica.run())
 
