@@ -41,6 +41,7 @@ from control.leader import Leadership
 from control.operations.cells import GrpcCellCalls
 from control.operations.model import Step
 from control.operations.runner import Runner
+from control.operations.watching import Traffic
 from control.policies.service import PolicyService
 from control.service import ControlService, store_refusal
 from control.settings import ControllerSettings, TlsSettings, read_settings
@@ -111,7 +112,8 @@ async def serve(settings: ControllerSettings) -> None:
     policies = Follower(store, lambda _: publish())
     leadership = Leadership(store, settings.name, settings.leader_ttl_s)
     calls = GrpcCellCalls(view.addresses_of, tls)
-    runner = Runner(store, fence, calls, known=view.known, figures=view.figures_of)
+    traffic = Traffic(view.figures_of, view.newcomers_of, view.recent_of)
+    runner = Runner(store, fence, calls, known=view.known, traffic=traffic)
     watchman = Watchman(
         store,
         view,

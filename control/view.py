@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -30,6 +31,8 @@ from router.store.model import (
 )
 
 log = structlog.get_logger(__name__)
+
+_RECENT_S = 30
 
 
 class LiveCell(NamedTuple):
@@ -69,6 +72,12 @@ class View:
     open_operations: dict[str, Open] = field(default_factory=dict)
     # How payments fare, by cell: all that was heard since this controller started.
     figures: dict[str, Figures] = field(default_factory=dict)
+    # The same of the slots that each cell was given last.
+    newcomers: dict[str, Figures] = field(default_factory=dict)
+    # The figures as they were, with the time (monotonic), a second or more apart.
+    _earlier: deque[tuple[float, dict[str, Figures]]] = field(
+        default_factory=lambda: deque(maxlen=_RECENT_S)
+    )
     # The last word of each process that ever was: one that comes back goes on from there.
     _processes: dict[str, Figures] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -114,6 +123,15 @@ class View:
 
     def figures_of(self, cell: str) -> Figures:
         return self.figures.get(cell, Figures())
+
+    def newcomers_of(self, cell: str) -> Figures:
+        return self.newcomers.get(cell, Figures())
+
+    def recent_of(self, cell: str) -> Figures:
+        """Of the last half minute, at most."""
+        earliest = time.monotonic() - _RECENT_S
+        then = next((seen for when, seen in self._earlier if when >= earliest), {})
+        return self.figures_of(cell).minus(then.get(cell, Figures()))
 
     async def follow_map(self) -> None:
         async for listing in self.store.watch(SLOT_MAP_KEY):
@@ -202,14 +220,24 @@ class View:
         async for listing in self.store.watch(CELL_HEALTH_PREFIX):
             for key, item in listing.items.items():
                 document = json.loads(item.value)
-                now = Figures(document["ok"], document["failed"], tuple(document["buckets"]))
                 cell = key.removeprefix(CELL_HEALTH_PREFIX).partition("/")[0]
-                # What was counted before this controller listened is no news.
-                before = self._processes.get(key, now if first else Figures())
-                self.figures[cell] = self.figures_of(cell).plus(now.minus(before))
-                self._processes[key] = now
+                # A cell of another version knows no newcomers.
+                new = document.get("newcomers", {"ok": 0, "failed": 0, "buckets": ()})
+                self._count(self.figures, cell, key, _figures(document), first=first)
+                self._count(self.newcomers, cell, f"{key} newcomers", _figures(new), first=first)
+            now = time.monotonic()
+            if not self._earlier or now - self._earlier[-1][0] >= 1:
+                self._earlier.append((now, dict(self.figures)))
             # Nobody is woken: figures are looked at by the clock.
             first = False
+
+    def _count(
+        self, totals: dict[str, Figures], cell: str, process: str, now: Figures, *, first: bool
+    ) -> None:
+        # What was counted before this controller listened is no news.
+        before = self._processes.get(process, now if first else Figures())
+        totals[cell] = totals.get(cell, Figures()).plus(now.minus(before))
+        self._processes[process] = now
 
     async def follow_detours(self) -> None:
         async for listing in self.store.watch(DETOURS_PREFIX):
@@ -230,3 +258,7 @@ class View:
     def _wake(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
+
+
+def _figures(document: Mapping[str, Any]) -> Figures:
+    return Figures(document["ok"], document["failed"], tuple(document["buckets"]))

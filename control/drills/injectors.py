@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -24,11 +23,10 @@ from control.drills.model import Fault, Remedy, Undo
 from control.drills.rules import latency_ms_of, touched_cells
 from control.drills.site import NotPossible, Site
 from control.drills.strain import overload, slow_channel
-from control.mesh import launcher
+from control.mesh import launcher, mounts
 from control.mesh.processes import send
 
 _CUT_INTERVAL_S = 0.5
-_PAGE = 4096
 _CUT = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND application_name LIKE $1
@@ -168,32 +166,10 @@ async def _full_disk(site: Site) -> str:
     folder = site.data / "nats" / "data"
     site.remember(Undo(Remedy.UNMOUNT, str(folder)))
     await asyncio.to_thread(launcher.stop, site.data, "nats")
-    await asyncio.to_thread(_mount_over, folder)
+    await asyncio.to_thread(mounts.cover, folder)
     await asyncio.to_thread(launcher.start, site.data, "nats")
-    filled = await asyncio.to_thread(_fill, folder)
+    filled = await asyncio.to_thread(mounts.fill, folder)
     return f"{filled} bytes fill the tmpfs under JetStream (other disks are as they were)"
-
-
-def _mount_over(folder: Path) -> None:
-    used = sum(path.stat().st_size + _PAGE for path in folder.rglob("*"))
-    size = used + 16 * 1024 * 1024
-    copy = folder.with_name("data.copy")
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(folder, copy)
-    options = f"size={size},mode=0755"
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "cellpay-drill", str(folder)], check=True
-    )
-    shutil.copytree(copy, folder, dirs_exist_ok=True)
-    shutil.rmtree(copy)
-
-
-def _fill(folder: Path) -> int:
-    free = os.statvfs(folder)
-    wanted = free.f_bavail * free.f_frsize
-    with open(folder / "drill.fill", "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(wanted, _PAGE))
-    return wanted
 
 
 async def _clock_jump(site: Site) -> str:

@@ -31,7 +31,8 @@ from control.operations.model import (
 )
 from control.operations.records import Change, changed, handed_over
 from control.operations.steps import Action, NoPlan, Plan, next_action, undo
-from control.operations.waves import Figures, Known, Verdict, judge, onward
+from control.operations.watching import NO_TRAFFIC, Traffic, WaveWatch
+from control.operations.waves import Known, Verdict, onward
 from router.slotmap import Move, SlotMap, StaleMove
 from router.slots import SlotRange
 from router.store.model import (
@@ -79,10 +80,6 @@ def _nothing_known() -> Known | None:
     return None
 
 
-def _no_figures(cell: str) -> Figures:
-    return Figures()
-
-
 class Runner:
     def __init__(
         self,
@@ -91,20 +88,17 @@ class Runner:
         cells: CellCalls,
         *,
         known: Callable[[], Known | None] = _nothing_known,
-        figures: Callable[[str], Figures] = _no_figures,
+        traffic: Traffic = NO_TRAFFIC,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`known`: what later waves are planned from. `figures`: of a cell, ever growing."""
+        """`known`: what later waves are planned from. `traffic`: what a gradual move is judged
+        by."""
         self._store = store
         self._fence = fence
         self._cells = cells
         self._known = known
-        self._figures = figures
+        self._watch = WaveWatch(traffic)
         self._now_ms = now_ms
-        # The wave that is being watched: since when, and its targets' figures then.
-        self._watched: tuple[str, int] = ("", 0)
-        self._watched_since = 0.0
-        self._figures_then: dict[str, Figures] = {}
 
     async def run(self, operation_id: str) -> Operation | None:
         """Takes the operation to its end or its rest; None when there is no such operation."""
@@ -251,23 +245,8 @@ class Runner:
         await self._commit(changed(operation, after, item.revision))
 
     def verdict(self, operation: Operation, known: Known) -> Verdict:
-        """Of the wave that a gradual move has just made. A controller that takes over begins it
-        anew, by its own clock."""
-        assert operation.gate is not None
-        targets = sorted({move.target for move in operation.moves})
-        if any(target not in known.live for target in targets):
-            return Verdict.TARGET_DIED
-        now = time.monotonic()
-        if self._watched != (operation.operation_id, operation.wave):
-            self._watched = (operation.operation_id, operation.wave)
-            self._watched_since = now
-            self._figures_then = {cell: self._figures(cell) for cell in targets}
-        seen = [self._figures(cell).minus(self._figures_then[cell]) for cell in targets]
-        soaked = (now - self._watched_since) * 1000 >= operation.gate.soak_ms
-        return max(
-            (judge(operation.gate, figures, soaked=soaked) for figures in seen),
-            key=list(Verdict).index,
-        )
+        """Of the wave that a gradual move has just made."""
+        return self._watch.verdict(operation, known)
 
     async def _roll_back(
         self, operation: Operation, item: Item, known: Known, revision: int, verdict: Verdict

@@ -14,7 +14,6 @@ from control.audit import list_audit
 from control.operations.api import OperationsService
 from control.operations.model import Operation, Step
 from control.operations.runner import Runner
-from control.operations.waves import Figures
 from control.service import ControlService
 from control.view import LiveCell, View
 from control.xds.server import XdsServer
@@ -61,9 +60,7 @@ class Desk:
         self.control = ControlService(store, self.view, XdsServer())
         self.operations: OperationsService = self.control.operations()
         parts = Parts()
-        self.runner = Runner(
-            store, parts, parts, known=self.view.known, figures=lambda _: Figures()
-        )
+        self.runner = Runner(store, parts, parts, known=self.view.known)
 
     async def look(self) -> None:
         item = await self.store.get(SLOT_MAP_KEY)
