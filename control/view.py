@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from control.operations.holding import Hold
 from control.operations.model import OperationKind
 from control.operations.records import Open
 from control.operations.waves import Figures, Known
@@ -21,6 +22,7 @@ from router.store.model import (
     CELL_HEALTH_PREFIX,
     DECLARED_CELLS_PREFIX,
     DETOURS_PREFIX,
+    FAILOVER_HOLDS_PREFIX,
     FAILOVER_POLICY_KEY,
     HELD_CELLS_PREFIX,
     LIVE_CELLS_PREFIX,
@@ -67,6 +69,8 @@ class View:
     capacity: dict[str, int] = field(default_factory=dict)
     surge: dict[str, int] = field(default_factory=dict)
     held: dict[str, Held] = field(default_factory=dict)
+    # Cells whose failover is not automatic, by an operator's wish.
+    held_down: dict[str, Hold] = field(default_factory=dict)
     policy: FailoverPolicy = field(default_factory=FailoverPolicy)
     # Operations that wait or are paused.
     open_operations: dict[str, Open] = field(default_factory=dict)
@@ -188,6 +192,7 @@ class View:
         """What operations and the automatic failover go by, beside the map and the leases."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_held())
+            group.create_task(self._follow_held_down())
             group.create_task(self._follow_policy())
             group.create_task(self._follow_open())
             group.create_task(self._follow_health())
@@ -196,6 +201,14 @@ class View:
         async for listing in self.store.watch(HELD_CELLS_PREFIX):
             self.held = {
                 key.removeprefix(HELD_CELLS_PREFIX): Held.from_json(item.value)
+                for key, item in listing.items.items()
+            }
+            self._wake()
+
+    async def _follow_held_down(self) -> None:
+        async for listing in self.store.watch(FAILOVER_HOLDS_PREFIX):
+            self.held_down = {
+                key.removeprefix(FAILOVER_HOLDS_PREFIX): Hold.from_json(item.value)
                 for key, item in listing.items.items()
             }
             self._wake()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import grpc
 
 from control.audit import audit_put, audit_record, new_id
+from control.operations.holding import Hold, hold_down
 from control.operations.model import (
     ENDED,
     Gate,
@@ -108,6 +109,22 @@ async def request_of(
         if await _commit(store, change) is not None:
             return after
     raise _busy(operation_id)
+
+
+async def abort_operation(
+    store: Store, operation_id: str, actor: str, reason: str, hold_s: int
+) -> Operation:
+    """As `request_of`; a failover of these cells then starts by itself no sooner than `hold_s`
+    later. Raises Refusal."""
+    operation, _ = await read_operation(store, operation_id)
+    if operation.kind != OperationKind.FAILOVER or hold_s == 0 or operation.step in ENDED:
+        return await request_of(store, operation_id, Request.ABORT, actor, reason)
+    lease = await hold_down(store, operation.all_cells(), Hold(actor, reason, operation_id, hold_s))
+    try:
+        return await request_of(store, operation_id, Request.ABORT, actor, reason)
+    except Refusal:
+        await lease.revoke()
+        raise
 
 
 async def roll_back(

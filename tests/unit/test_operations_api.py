@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from cellpay.control.v1 import control_pb2 as pb
 from cellpay.control.v1 import operations_pb2 as ops_pb
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from control.audit import list_audit
 from control.operations.api import OperationsService
@@ -23,6 +24,7 @@ from router.slots import SlotRange
 from router.store.memory import MemoryStore
 from router.store.model import (
     DECLARED_CELLS_PREFIX,
+    FAILOVER_HOLDS_PREFIX,
     HELD_CELLS_PREFIX,
     OPEN_OPERATIONS_PREFIX,
     OPERATIONS_PREFIX,
@@ -269,6 +271,36 @@ async def test_cells_are_added_changed_removed_and_added_again(desk: Desk) -> No
     assert removed is not None
     assert json.loads(removed.value)["removed"]
     assert (await declare(desk, cell="c", region="west")).region == "west"
+
+
+async def test_a_mask_changes_one_limit_and_leaves_the_other(desk: Desk) -> None:
+    await declare(desk, cell="c", region="south", capacity=500, surge=9)
+    surge = FieldMask(paths=["surge"])
+    changed = await declare(desk, cell="c", surge=7, update_mask=surge)
+    assert (changed.capacity, changed.surge) == (500, 7)
+    lifted = await declare(desk, cell="c", update_mask=FieldMask(paths=["capacity"]))
+    assert (lifted.capacity, lifted.surge) == (0, 7)
+    wrong = declare(desk, cell="c", update_mask=FieldMask(paths=["region"]))
+    assert await refused(wrong) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
+
+
+async def test_an_aborted_failover_is_held_down_as_asked_and_released(desk: Desk) -> None:
+    for hold, held in ((None, True), (0, False)):
+        operation = await desk.start(kind=pb.Operation.KIND_FAILOVER, cell="c")
+        request = ops_pb.AbortOperationRequest(
+            operation_id=operation.operation_id, reason="r", hold_s=hold
+        )
+        await desk.operations.AbortOperation(request, OPERATOR)
+        assert bool((await desk.store.list(FAILOVER_HOLDS_PREFIX)).items) == held
+        release = ops_pb.ReleaseFailoverRequest(cell="c", reason="r")
+        if held:
+            await desk.operations.ReleaseFailover(release, OPERATOR)
+    assert await refused(desk.operations.ReleaseFailover(release, OPERATOR)) == (
+        "FAILED_PRECONDITION", "NOT_HELD_DOWN",
+    )  # fmt: skip
+    request = ops_pb.AbortOperationRequest(operation_id="op-x", reason="r", hold_s=-1)
+    wrong = desk.operations.AbortOperation(request, OPERATOR)
+    assert await refused(wrong) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
 
 
 @pytest.mark.parametrize(
