@@ -43,15 +43,32 @@ class Weather:
     cut_off: Callable[[], Collection[int]] = frozenset
 
 
+@dataclass(slots=True)
+class Passage:
+    """What has come to the proxies."""
+
+    connections: int = 0
+    # Connections that got no answer.
+    cut: int = 0
+    pieces: int = 0
+    # Pieces that waited for a retransmission.
+    lost: int = 0
+
+
 @contextlib.asynccontextmanager
 async def detour(
-    store: Store, group: asyncio.TaskGroup, cell: str, addresses: Collection[str], weather: Weather
+    store: Store,
+    group: asyncio.TaskGroup,
+    cell: str,
+    addresses: Collection[str],
+    weather: Weather,
+    passage: Passage,
 ) -> AsyncIterator[None]:
-    """All new connections to the cell pass the proxy within the block."""
+    """All new connections to the cell pass the proxy within the block, and are counted."""
     async with contextlib.AsyncExitStack() as stack:
         proxies = []
         for address in addresses:
-            server = await asyncio.start_server(_handler(address, weather), "127.0.0.1", 0)
+            server = await asyncio.start_server(_handler(address, weather, passage), "127.0.0.1", 0)
             await stack.enter_async_context(_serving(server))
             proxies.append(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
         lease = await store.lease(_LEASE_TTL_S)
@@ -87,22 +104,24 @@ async def _serving(server: asyncio.Server) -> AsyncIterator[None]:
 
 
 def _handler(
-    address: str, weather: Weather
+    address: str, weather: Weather, passage: Passage
 ) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
     host, _, port = address.rpartition(":")
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        passage.connections += 1
         with contextlib.suppress(OSError):
             cut_off = weather.cut_off()
             if cut_off and _comes_from(writer, cut_off):
+                passage.cut += 1
                 # A partition does not answer; it does not refuse either.
                 await reader.read()
                 return
             upstream, out = await asyncio.open_connection(host, int(port))
             try:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(_pass_on(reader, out, weather))
-                    group.create_task(_pass_on(upstream, writer, weather))
+                    group.create_task(_pass_on(reader, out, weather, passage))
+                    group.create_task(_pass_on(upstream, writer, weather, passage))
             finally:
                 out.close()
         writer.close()
@@ -111,7 +130,7 @@ def _handler(
 
 
 async def _pass_on(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, weather: Weather
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, weather: Weather, passage: Passage
 ) -> None:
     """One direction. Pieces keep their order; each is late by its own latency, not by their sum."""
     loop = asyncio.get_running_loop()
@@ -120,6 +139,8 @@ async def _pass_on(
     async def take() -> None:
         while piece := await reader.read(_PIECE_BYTES_MAX):
             lost = random.random() < weather.loss_ratio
+            passage.pieces += 1
+            passage.lost += lost
             late = weather.latency_s + (_RETRANSMISSION_S if lost else 0.0)
             await pieces.put((loop.time() + late, piece))
         await pieces.put((loop.time(), b""))

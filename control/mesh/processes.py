@@ -107,6 +107,18 @@ def is_alive(identity: Identity) -> bool:
     return started_of(identity.pid) == identity.started
 
 
+def is_stopped(identity: Identity) -> bool:
+    """True while SIGSTOP holds it (Linux)."""
+    stat = _read(identity.pid, "stat").decode()
+    stands = stat[stat.rfind(")") + 2 :].startswith("T")
+    return stands and is_alive(identity)
+
+
+def uses(identity: Identity, library: Path) -> bool:
+    """True when this library is loaded there (Linux)."""
+    return str(library).encode() in _read(identity.pid, "maps") and is_alive(identity)
+
+
 def exit_code_of(identity: Identity) -> int | None:
     """The exit code of an ended child of this process; None for anybody else's."""
     child = _children.get(identity.pid)
