@@ -34,10 +34,10 @@ class Step(StrEnum):
 
     # The wave's moves are decided.
     PLANNED = "planned"
-    # Sources that answer have stopped taking requests for the slots. Recorded before the fence is
-    # touched: from here on the wave may be fenced, so it can no longer be given up.
+    # Sources that answer are made to stop taking requests for the slots. Recorded before that and
+    # before the fence is touched: the wave can no longer be given up.
     DRAINED = "drained"
-    # The database refuses the sources and accepts the targets.
+    # The database refuses the sources and accepts the targets. Recorded together with what follows.
     FENCED = "fenced"
     # Everybody is told.
     PUBLISHED = "published"
