@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -31,6 +32,7 @@ _PIECE_BYTES_MAX = 64 * 1024
 _RETRANSMISSION_S = 0.2
 # TCP_ESTABLISHED, TCP_CLOSE_WAIT … : any state but LISTEN (0A) may be our peer's end.
 _LISTEN = "0A"
+_SOCKET_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,9 @@ def _comes_from(writer: asyncio.StreamWriter, pids: Collection[int]) -> bool:
 
 
 def _inode_of(local_port: int, remote_port: int) -> str | None:
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+    # gRPC connects to 127.0.0.1 from sockets of IPv6, as ::ffff:127.0.0.1.
+    tables = [path.read_text().splitlines()[1:] for path in _SOCKET_TABLES if path.exists()]
+    for line in itertools.chain(*tables):
         fields = line.split()
         ports = (int(fields[1].rpartition(":")[2], 16), int(fields[2].rpartition(":")[2], 16))
         if ports == (local_port, remote_port) and fields[3] != _LISTEN:

@@ -81,6 +81,14 @@ class Runner:
         self._save(self.drill.after(event, time_ms=time.time_ns() // 1_000_000, note=note))
         log.info("drill", name=self.drill.spec.name, state=self.drill.state, note=note)
 
+    async def _end(self, site: Site, event: Event, note: str = "") -> None:
+        """The report first: who sees that a drill has ended looks for it."""
+        ended = self.drill.after(event, time_ms=time.time_ns() // 1_000_000, note=note)
+        content = document(ended, self._outage, await deeds_since(site, ended))
+        self._journal.write_report(ended.run, as_markdown(content), as_json(content))
+        self._save(ended)
+        log.info("drill", name=ended.spec.name, state=ended.state, note=note)
+
     def remember(self, undo: Undo) -> None:
         self._save(replace(self.drill, undo=(*self.drill.undo, undo)))
 
@@ -98,14 +106,12 @@ class Runner:
         if self.drill.state == State.CHECKED_AFTER:
             event, verdict = rules.conclusion(self.drill)
             self._save(replace(self.drill, verdict=verdict))
-            self._to(event)
-        content = document(self.drill, self._outage, await deeds_since(site, self.drill))
-        self._journal.write_report(self.drill.run, as_markdown(content), as_json(content))
+            await self._end(site, event)
 
     async def _resume(self, site: Site) -> None:
         resumption = rules.resumption(self.drill)
         if resumption.refuse:
-            self._to(Event.IMPOSSIBLE, _DIED)
+            await self._end(site, Event.IMPOSSIBLE, _DIED)
         elif resumption.heal:
             self._cut_short(_DIED)
             await self._heal(site)
@@ -139,7 +145,8 @@ class Runner:
         spec = self.drill.spec
         check = await self._check("before", spec.check_s)
         if not check.holds or self._end_request():
-            self._to(Event.IMPOSSIBLE, check.why or "it was ended before it began")
+            why = check.why or "it was ended before it began"
+            await self._end(site, Event.IMPOSSIBLE, why)
             return
         self._to(Event.STEADY)
         try:
@@ -147,7 +154,7 @@ class Runner:
         except NotPossible as error:
             # Written down before it turned out that nothing can be done.
             self._save(replace(self.drill, undo=()))
-            self._to(Event.IMPOSSIBLE, str(error))
+            await self._end(site, Event.IMPOSSIBLE, str(error))
             return
         except (MeshError, Unmovable, StoreUnavailable, OSError) as error:
             self._cut_short(f"the fault could not be done: {error}")
@@ -214,7 +221,7 @@ class Runner:
             self._save(replace(self.drill, outage_ms=worst, budget_burnt=burnt))
         if wrong:
             self._save(replace(self.drill, verdict="broken"))
-            self._to(Event.UNHEALED, "; ".join(wrong))
+            await self._end(site, Event.UNHEALED, "; ".join(wrong))
             return
         self._to(Event.HEALED, self.drill.cut_short)
 
