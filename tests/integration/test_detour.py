@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import pytest
@@ -35,23 +35,30 @@ async def cell() -> AsyncIterator[str]:
     await server.stop(None)
 
 
-@pytest.mark.parametrize(("is_cut", "code"), [(True, 7), (False, 0)])
-async def test_a_partition_cuts_by_who_connects(cell: str, is_cut: bool, code: int) -> None:
+@pytest.fixture
+def caller() -> Iterator[subprocess.Popen[str]]:
+    """Connects to the address that it is given on its standard input; ends with 7 when it waits in
+    vain."""
+    command = [sys.executable, "-c", _CALLER, "5"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
+        yield process
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+async def test_a_partition_cuts_by_who_connects(
+    cell: str, caller: subprocess.Popen[str], is_cut: bool
+) -> None:
     store, passage = MemoryStore(), Passage()
-    patience_s = "2" if is_cut else "30"
-    with subprocess.Popen(
-        [sys.executable, "-c", _CALLER, patience_s], stdin=subprocess.PIPE, text=True
-    ) as caller:
-        weather = Weather(cut_off=lambda: [caller.pid if is_cut else 1])
-        async with asyncio.TaskGroup() as group:
-            async with detour(store, group, "a", [cell], weather, passage):
-                item = await store.get(DETOURS_PREFIX + "a")
-                assert item is not None
-                (address,) = json.loads(item.value)
-                assert caller.stdin is not None
-                caller.stdin.write(f"{address}\n")
-                caller.stdin.close()
-                assert await asyncio.to_thread(caller.wait, 60) == code
+    weather = Weather(cut_off=lambda: [caller.pid if is_cut else 1])
+    async with (
+        asyncio.TaskGroup() as group,
+        detour(store, group, "a", [cell], weather, passage),
+    ):
+        item = await store.get(DETOURS_PREFIX + "a")
+        assert item is not None
+        (address,) = json.loads(item.value)
+        await asyncio.to_thread(caller.communicate, f"{address}\n", 60)
     assert passage.connections > 0
     assert bool(passage.cut) == is_cut
+    assert caller.returncode == (7 if is_cut else 0)
     assert await store.get(DETOURS_PREFIX + "a") is None
