@@ -113,8 +113,8 @@ def _handler(
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         passage.connections += 1
         with contextlib.suppress(OSError):
-            cut_off = weather.cut_off()
-            if cut_off and _comes_from(writer, cut_off):
+            # Aside: it looks through the kernel's tables, and others wait to be let through.
+            if await asyncio.to_thread(_is_cut_off, writer, weather):
                 passage.cut += 1
                 # A partition does not answer; it does not refuse either.
                 await reader.read()
@@ -165,6 +165,11 @@ async def _pass_on(
                 group.create_task(give())
         except* OSError:
             writer.close()
+
+
+def _is_cut_off(writer: asyncio.StreamWriter, weather: Weather) -> bool:
+    pids = weather.cut_off()
+    return bool(pids) and _comes_from(writer, pids)
 
 
 def _comes_from(writer: asyncio.StreamWriter, pids: Collection[int]) -> bool:
