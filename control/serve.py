@@ -105,7 +105,7 @@ async def serve(settings: ControllerSettings) -> None:
             }
             traffic = traffic_of(policies.now)
             xds.publish(Topology(view.slot_map, endpoints, settings.edge_listen, lua, traffic))
-            kept.keep()
+            kept.changed.set()
 
     kept = KeptSnapshots(settings.snapshot, xds)
     view.on_change = publish
@@ -143,6 +143,7 @@ async def serve(settings: ControllerSettings) -> None:
             group.create_task(_run_operations(store, view, runner, leadership))
             group.create_task(_announce(health_servicer, view))
             group.create_task(serve_probes(settings.probe_listen, lambda: view.known() is not None))
+            group.create_task(kept.run())
     except* _Terminated:
         log.info("the controller stops")
     finally:

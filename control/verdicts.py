@@ -122,7 +122,8 @@ class Held:
 
     @staticmethod
     def from_json(text: str) -> Held:
-        return Held(**json.loads(text))
+        document = json.loads(text)
+        return Held(document["flaps"], document["out"], document.get("why", ""))
 
     @staticmethod
     def again(before: Held | None, why: str) -> Held:

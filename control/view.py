@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
@@ -29,10 +29,13 @@ from router.store.model import (
     OPEN_OPERATIONS_PREFIX,
     PREFERRED_SLOT_MAP_KEY,
     SLOT_MAP_KEY,
+    Listing,
     Store,
 )
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 _RECENT_S = 30
 
@@ -54,6 +57,7 @@ class View:
     revision: int = 0
     preferred: SlotMap | None = None
     declared: dict[str, str] = field(default_factory=dict)
+    _documents: dict[str, dict[str, Any]] = field(default_factory=dict)
     live: dict[str, LiveCell] = field(default_factory=dict)
     # Cell → addresses of a drill's proxies before it.
     detours: dict[str, list[str]] = field(default_factory=dict)
@@ -143,9 +147,13 @@ class View:
             preferred = listing.items.get(PREFERRED_SLOT_MAP_KEY)
             if item is None or preferred is None:
                 continue
-            self.slot_map = SlotMap.from_json(item.value)
+            try:
+                maps = SlotMap.from_json(item.value), SlotMap.from_json(preferred.value)
+            except _UNREADABLE as error:
+                log.critical("the slot map is unreadable; going on with the last", why=str(error))
+                continue
+            self.slot_map, self.preferred = maps
             self.revision = item.revision
-            self.preferred = SlotMap.from_json(preferred.value)
             self._tell()
 
     async def follow(self) -> None:
@@ -159,10 +167,9 @@ class View:
 
     async def follow_declared(self) -> None:
         async for listing in self.store.watch(DECLARED_CELLS_PREFIX):
-            documents = {
-                key.removeprefix(DECLARED_CELLS_PREFIX): json.loads(item.value)
-                for key, item in listing.items.items()
-            }
+            documents = self._documents = _read(
+                listing, DECLARED_CELLS_PREFIX, _declaration, self._documents
+            )
             # A removed cell's record stays, so that no controller's settings declare it anew.
             documents = {cell: it for cell, it in documents.items() if not it.get("removed")}
             self.declared = {cell: it["region"] for cell, it in documents.items()}
@@ -173,10 +180,7 @@ class View:
     async def follow_live(self) -> None:
         async for listing in self.store.watch(LIVE_CELLS_PREFIX):
             before = set(self.live)
-            self.live = {
-                key.removeprefix(LIVE_CELLS_PREFIX): LiveCell(**json.loads(item.value))
-                for key, item in listing.items.items()
-            }
+            self.live = _read(listing, LIVE_CELLS_PREFIX, _live_cell, self.live)
             self.knows_live = True
             self.seen_alive |= set(self.live)
             for cell in before - set(self.live):
@@ -199,45 +203,35 @@ class View:
 
     async def _follow_held(self) -> None:
         async for listing in self.store.watch(HELD_CELLS_PREFIX):
-            self.held = {
-                key.removeprefix(HELD_CELLS_PREFIX): Held.from_json(item.value)
-                for key, item in listing.items.items()
-            }
+            self.held = _read(listing, HELD_CELLS_PREFIX, Held.from_json, self.held)
             self._wake()
 
     async def _follow_held_down(self) -> None:
         async for listing in self.store.watch(FAILOVER_HOLDS_PREFIX):
-            self.held_down = {
-                key.removeprefix(FAILOVER_HOLDS_PREFIX): Hold.from_json(item.value)
-                for key, item in listing.items.items()
-            }
+            self.held_down = _read(listing, FAILOVER_HOLDS_PREFIX, Hold.from_json, self.held_down)
             self._wake()
 
     async def _follow_policy(self) -> None:
         async for listing in self.store.watch(FAILOVER_POLICY_KEY):
-            item = listing.items.get(FAILOVER_POLICY_KEY)
-            if item is not None:
-                self.policy = FailoverPolicy.from_json(item.value)
+            found = _read(listing, "", FailoverPolicy.from_json, {FAILOVER_POLICY_KEY: self.policy})
+            if FAILOVER_POLICY_KEY in found:
+                self.policy = found[FAILOVER_POLICY_KEY]
                 self._wake()
 
     async def _follow_open(self) -> None:
         async for listing in self.store.watch(OPEN_OPERATIONS_PREFIX):
-            self.open_operations = {
-                key.removeprefix(OPEN_OPERATIONS_PREFIX): Open.from_json(item.value)
-                for key, item in listing.items.items()
-            }
+            self.open_operations = _read(
+                listing, OPEN_OPERATIONS_PREFIX, Open.from_json, self.open_operations
+            )
             self._wake()
 
     async def _follow_health(self) -> None:
         first = True
         async for listing in self.store.watch(CELL_HEALTH_PREFIX):
-            for key, item in listing.items.items():
-                document = json.loads(item.value)
-                cell = key.removeprefix(CELL_HEALTH_PREFIX).partition("/")[0]
-                # A cell of another version knows no newcomers.
-                new = document.get("newcomers", {"ok": 0, "failed": 0, "buckets": ()})
-                self._count(self.figures, cell, key, _figures(document), first=first)
-                self._count(self.newcomers, cell, f"{key} newcomers", _figures(new), first=first)
+            for name, (whole, new) in _read(listing, CELL_HEALTH_PREFIX, _health, {}).items():
+                cell = name.partition("/")[0]
+                self._count(self.figures, cell, name, whole, first=first)
+                self._count(self.newcomers, cell, f"{name} newcomers", new, first=first)
             now = time.monotonic()
             if not self._earlier or now - self._earlier[-1][0] >= 1:
                 self._earlier.append((now, dict(self.figures)))
@@ -254,10 +248,7 @@ class View:
 
     async def follow_detours(self) -> None:
         async for listing in self.store.watch(DETOURS_PREFIX):
-            self.detours = {
-                key.removeprefix(DETOURS_PREFIX): json.loads(item.value)
-                for key, item in listing.items.items()
-            }
+            self.detours = _read(listing, DETOURS_PREFIX, json.loads, self.detours)
             self._tell()
 
     def missing_for_s(self, cell: str) -> float:
@@ -271,6 +262,45 @@ class View:
     def _wake(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
+
+
+# What reading a key may raise that another version wrote, or somebody by hand.
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError)
+
+
+def _read(
+    listing: Listing, prefix: str, parse: Callable[[str], T], before: Mapping[str, T]
+) -> dict[str, T]:
+    """By name. What cannot be read stays as it was: one bad key must not end every controller."""
+    found: dict[str, T] = {}
+    for key, item in listing.items.items():
+        name = key.removeprefix(prefix)
+        try:
+            found[name] = parse(item.value)
+        except _UNREADABLE as error:
+            log.error("a key is unreadable and is left out of account", key=key, why=repr(error))
+            if name in before:
+                found[name] = before[name]
+    return found
+
+
+def _declaration(text: str) -> dict[str, Any]:
+    document = json.loads(text)
+    return (
+        {"removed": True} if document.get("removed") else {**document, "region": document["region"]}
+    )
+
+
+def _live_cell(text: str) -> LiveCell:
+    document = json.loads(text)
+    return LiveCell(document["region"], list(document["addresses"]), document["incarnation"])
+
+
+def _health(text: str) -> tuple[Figures, Figures]:
+    """Of all, and of the slots that came last, which a cell of another version does not know."""
+    document = json.loads(text)
+    new = document.get("newcomers")
+    return _figures(document), _figures(new) if new else Figures()
 
 
 def _figures(document: Mapping[str, Any]) -> Figures:

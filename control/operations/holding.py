@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import grpc
 
@@ -35,7 +35,8 @@ class Hold:
 
     @staticmethod
     def from_json(text: str) -> Hold:
-        return Hold(**json.loads(text))
+        document = json.loads(text)
+        return Hold(**{item.name: document[item.name] for item in fields(Hold)})
 
     def __str__(self) -> str:
         return f"{self.actor} aborted {self.operation_id} ({self.reason})"
