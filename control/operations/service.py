@@ -72,7 +72,8 @@ async def start_operation(
     """
     made = planned(wish, known)
     now_ms = time.time_ns() // 1_000_000
-    step = Step.PLANNED if made.moves else Step.WAITING
+    # A cell that owns nothing is removed by a wave that moves nothing.
+    step = Step.PLANNED if made.moves or not made.pieces else Step.WAITING
     operation = Operation(
         new_id("op"), wish.kind, wish.cell, made.moves, actor, reason, step,
         (StepRecord(step, now_ms, _note(made)),), cells=wish.cells, rest=made.pieces,

@@ -136,7 +136,7 @@ def plan(wish: Wish, known: Known) -> Plan | NoPlan:
     if refused is not None:
         return refused
     pieces = _pieces(wish, known)
-    if not pieces:
+    if not pieces and wish.kind != OperationKind.REMOVE:
         return NoPlan(PlanReason.NOTHING_TO_MOVE, "there is no slot to move")
     return fitted(wish, pieces, known)
 

@@ -273,6 +273,18 @@ async def test_cells_are_added_changed_removed_and_added_again(desk: Desk) -> No
     assert (await declare(desk, cell="c", region="west")).region == "west"
 
 
+async def test_a_cell_that_owns_nothing_is_removed_all_the_same(desk: Desk) -> None:
+    """One that was just added, or drained before."""
+    await declare(desk, cell="d", region="south")
+    desk.view.declared["d"] = "south"
+    operation = await desk.start(kind=pb.Operation.KIND_REMOVE, cell="d")
+    ended = await desk.run(operation.operation_id)
+    assert (ended.step, ended.moved) == (Step.DONE, ())
+    item = await desk.store.get(DECLARED_CELLS_PREFIX + "d")
+    assert item is not None
+    assert json.loads(item.value)["removed"]
+
+
 async def test_a_mask_changes_one_limit_and_leaves_the_other(desk: Desk) -> None:
     await declare(desk, cell="c", region="south", capacity=500, surge=9)
     surge = FieldMask(paths=["surge"])
