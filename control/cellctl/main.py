@@ -13,10 +13,12 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
+import asyncpg
 import grpc
 import typer
 from cellpay.control.v1 import control_pb2 as pb
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from sqlalchemy.exc import DBAPIError
 
 from cells.verification.auditor import audit
 from cells.verification.model import Report, lines
@@ -222,7 +224,15 @@ def verify(data: DATA = DEFAULT_DATA, as_json: JSON = False) -> None:
 async def verify_mesh(data: Path) -> Report:
     session = Session.open(data)
     async with session.database() as engine:
-        return await audit(engine, await session.slot_map())
+        slot_map = await session.slot_map()
+        try:
+            return await audit(engine, slot_map)
+        except (OSError, DBAPIError, asyncpg.PostgresError) as error:
+            # The error's text may quote what it should not (pitfall 34); its kind is enough.
+            raise NoMesh(
+                f"the database of {data} does not answer ({type(error).__name__}); "
+                f"is the mesh up? cellctl status --data {data}"
+            ) from error
 
 
 @app.command()

@@ -48,7 +48,7 @@ _SCALE = Scale(users=600, payments=0, transfers=0, rounds=0, pgbench_s=0, moves=
 _PATH = "/cellpay.payments.v1.PaymentsService/Pay"
 # As many as the breaker lets in: the peak is not to look small for want of callers.
 _PEAK_IN_FLIGHT = 256
-_OVERLOAD_S = 3.0
+_OVERLOAD_S = 2.0
 _CELLS_CORE, _CALLERS_CORE = {0}, {1}
 _QUIET_S = 4.0
 _CONNECTIONS = 8
