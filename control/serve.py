@@ -112,8 +112,13 @@ async def serve(settings: ControllerSettings) -> None:
     policies = Follower(store, lambda _: publish())
     leadership = Leadership(store, settings.name, settings.leader_ttl_s)
     calls = GrpcCellCalls(view.addresses_of, tls)
-    traffic = Traffic(view.figures_of, view.newcomers_of, view.recent_of)
-    runner = Runner(store, fence, calls, known=view.known, traffic=traffic)
+    runner = Runner(
+        store,
+        fence,
+        calls,
+        known=view.known,
+        traffic=Traffic(view.figures_of, view.newcomers_of, view.recent_of),
+    )
     watchman = Watchman(
         store,
         view,
