@@ -31,7 +31,7 @@ _CUT_INTERVAL_S = 0.5
 _FULL_BYTES = 64 * 1024
 _CUT = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND application_name LIKE $1
+WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND application_name LIKE ANY($1)
 """
 
 
@@ -170,7 +170,9 @@ async def _detour(site: Site, cell: str, weather: Weather, passage: Passage) -> 
 
 async def _database_connection_loss(site: Site) -> str:
     url = site.state().database_url.replace("+asyncpg", "")
-    pattern = f"cell-{site.spec.cell}%" if site.spec.cell else "cell-%"
+    cells = [site.spec.cell] if site.spec.cell else sorted(site.cells)
+    # As cells and relays name themselves: cellpay-a-lanes, cellpay-a-reads, cellpay-a-relay.
+    patterns = [f"cellpay-{cell}-%" for cell in cells]
     cut = 0
 
     async def cut_again_and_again() -> None:
@@ -182,7 +184,7 @@ async def _database_connection_loss(site: Site) -> str:
                 try:
                     while True:
                         await connection.execute("SELECT 1")
-                        cut += await connection.fetchval(_CUT, pattern)
+                        cut += await connection.fetchval(_CUT, patterns)
                         await asyncio.sleep(_CUT_INTERVAL_S)
                 finally:
                     connection.terminate()
@@ -190,7 +192,7 @@ async def _database_connection_loss(site: Site) -> str:
 
     site.held.callback(site.group.create_task(cut_again_and_again()).cancel)
     site.proof = lambda: Proof(cut > 0, f"{cut} connections were cut")
-    return f"connections of {pattern} are cut every {_CUT_INTERVAL_S} s"
+    return f"connections of cells {', '.join(cells)} are cut every {_CUT_INTERVAL_S} s"
 
 
 async def _full_disk(site: Site) -> str:
