@@ -41,6 +41,7 @@ from control.leader import Leadership
 from control.operations.cells import GrpcCellCalls
 from control.operations.model import Step
 from control.operations.runner import Runner
+from control.operations.watching import Traffic
 from control.policies.service import PolicyService
 from control.service import ControlService, store_refusal
 from control.settings import ControllerSettings, TlsSettings, read_settings
@@ -104,14 +105,20 @@ async def serve(settings: ControllerSettings) -> None:
             }
             traffic = traffic_of(policies.now)
             xds.publish(Topology(view.slot_map, endpoints, settings.edge_listen, lua, traffic))
-            kept.keep()
+            kept.changed.set()
 
     kept = KeptSnapshots(settings.snapshot, xds)
     view.on_change = publish
     policies = Follower(store, lambda _: publish())
     leadership = Leadership(store, settings.name, settings.leader_ttl_s)
     calls = GrpcCellCalls(view.addresses_of, tls)
-    runner = Runner(store, fence, calls, known=view.known, figures=view.figures_of)
+    runner = Runner(
+        store,
+        fence,
+        calls,
+        known=view.known,
+        traffic=Traffic(view.figures_of, view.newcomers_of, view.recent_of),
+    )
     watchman = Watchman(
         store,
         view,
@@ -141,6 +148,7 @@ async def serve(settings: ControllerSettings) -> None:
             group.create_task(_run_operations(store, view, runner, leadership))
             group.create_task(_announce(health_servicer, view))
             group.create_task(serve_probes(settings.probe_listen, lambda: view.known() is not None))
+            group.create_task(kept.run())
     except* _Terminated:
         log.info("the controller stops")
     finally:

@@ -59,6 +59,7 @@ METHODS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "AbortOperation": _OPERATE,
         "RollBackOperation": _OPERATE,
         "DeclareCell": _OPERATE,
+        "ReleaseFailover": _OPERATE,
     },
     f"{_PACKAGE}.PolicyService": {
         "GetPolicy": _READ,
