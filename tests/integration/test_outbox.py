@@ -247,6 +247,16 @@ async def test_what_committed_together_travels_together(
     assert info.state.messages == 3
 
 
+async def test_small_groups_share_a_message(state: MeshState, engine: AsyncEngine) -> None:
+    events = await tell_apart(engine, 15)
+    async with connect_stream(state.nats_url, "test") as stream:
+        await _relay(state, engine).relay_rows(stream)
+        info = await stream.stream_info(STREAM)
+    assert await marked(engine) == events
+    assert sorted(await streamed(state)) == sorted(events)
+    assert info.state.messages == 1
+
+
 async def test_the_envelope_says_what_happened(state: MeshState, engine: AsyncEngine) -> None:
     (event_id,) = await tell(engine, 1, slot=11, merchant_id="shop")
     async with connect_stream(state.nats_url, "test") as stream:
