@@ -14,7 +14,7 @@ from typing import Any
 from control.mesh import launcher
 from control.mesh.options import MeshOptions
 from tests.bench import pgbench
-from tests.bench.figures import ROOT, Figures
+from tests.bench.figures import POSTGRES, ROOT, Figures
 from tests.bench.population import population
 
 PROCESSES = 2
@@ -45,7 +45,9 @@ def run(figures: Figures, scale: Scale) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory(prefix="cellpay-bench-") as folder:
         data = Path(folder)
         try:
-            with launcher.running(data, 1, MeshOptions(only=("postgres",))) as state:
+            with launcher.running(
+                data, 1, MeshOptions(only=("postgres",), postgres=POSTGRES)
+            ) as state:
                 pgbench.prepare(state)
                 return asyncio.run(_Run(figures, scale, state).all())
         finally:
