@@ -84,6 +84,7 @@ class Figures:
     def write(self, path: Path) -> None:
         document = {
             "machine": _machine(),
+            "postgres": POSTGRES,
             "versions": _versions(),
             "commit": _commit(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
