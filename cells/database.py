@@ -27,6 +27,10 @@ _POSTGRESQL_LANE_SETTINGS = {
     "jit": "off",
 }
 
+# The driver cannot use the connection, or has lost track of it: what was under way may have
+# committed.
+_CUT_OFF = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+
 # SQLSTATE classes after which the same transaction may simply run again.
 _CONTENTION = frozenset({"40001", "40P01", "55P03", "23505"})
 # The server or the way to it is gone; what was under way may or may not have committed.
@@ -106,7 +110,7 @@ async def transaction(source: AsyncEngine | KeptConnection) -> AsyncIterator[Dri
     try:
         await driver.execute("BEGIN")
         yield driver
-    except (asyncpg.InterfaceError, OSError, asyncio.CancelledError):
+    except (*_CUT_OFF, asyncio.CancelledError):
         # Cut off in the middle of something.
         await kept.drop()
         raise
@@ -114,7 +118,7 @@ async def transaction(source: AsyncEngine | KeptConnection) -> AsyncIterator[Dri
         try:
             if driver.is_in_transaction():
                 await driver.execute("ROLLBACK")
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        except (asyncpg.PostgresError, *_CUT_OFF):
             await kept.drop()
         if kept is not source:
             await kept.give_back()
@@ -160,7 +164,7 @@ def is_contention(error: BaseException) -> bool:
 
 def is_away(error: BaseException) -> bool:
     """The database is out of reach, or the connection broke: the outcome may be unknown."""
-    if isinstance(error, (OSError, TimeoutError, ConnectionError)):
+    if isinstance(error, (*_CUT_OFF, TimeoutError)):
         return True
     state = sqlstate_of(error)
     if state in _AWAY or state.startswith("08"):
@@ -169,4 +173,4 @@ def is_away(error: BaseException) -> bool:
         return error.connection_invalidated or not state
     if isinstance(error, asyncpg.PostgresError):
         return not state
-    return isinstance(error, asyncpg.InterfaceError) or "QueuePool" in str(error)
+    return "QueuePool" in str(error)

@@ -36,6 +36,9 @@ from router.store.etcd import connect_etcd
 log = structlog.get_logger(__name__)
 
 _NICENESS = 19
+# Of its session: on a machine that is never idle it still has a tenth of what a cell has, and
+# deliveries go on.
+_SESSION_NICENESS = 10
 # For webhooks under way; a longer one is cut off and sent again by who comes next.
 _GRACE_S = 4.0
 # The relay, the purge, the webhooks' polls.
@@ -157,7 +160,7 @@ async def _deliver_until_terminated(
 
 
 def _step_back() -> None:
-    """Takes the processor that nobody else wants.
+    """Leaves the processor to payments.
 
     Where Linux groups processes by session (autogroup), niceness counts within a session only: the
     session that this process leads has a niceness of its own.
@@ -165,7 +168,7 @@ def _step_back() -> None:
     os.nice(_NICENESS)
     if os.getsid(0) == os.getpid():
         with contextlib.suppress(OSError):
-            Path("/proc/self/autogroup").write_text(str(_NICENESS))
+            Path("/proc/self/autogroup").write_text(str(_SESSION_NICENESS))
 
 
 def main() -> None:

@@ -28,4 +28,4 @@ def test_a_relay_lowers_its_own_session_and_no_other(leads: bool) -> None:
         start_new_session=leads, capture_output=True, text=True, check=True,
     )  # fmt: skip
     expected = str(min(19, os.nice(0) + 19))
-    assert done.stdout.split() == [expected, "19" if leads else before]
+    assert done.stdout.split() == [expected, "10" if leads else before]
