@@ -26,7 +26,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -40,8 +39,9 @@ from control.mesh import launcher
 from control.mesh.options import MeshOptions
 from router.client import CallPolicy, TlsFiles
 from router.slots import SLOT_HEADER
+from tests.bench import lean
 from tests.bench.figures import RESULTS, ROOT, Figures
-from tests.bench.lean import Connection, Result
+from tests.bench.lean import Connection
 from tests.bench.load import _body
 from tests.bench.mesh_runs import MeshRuns, Scale
 
@@ -75,7 +75,7 @@ _POLICIES: dict[str, dict[tuple[str, str], dict[str, Any]]] = {
 
 
 def _generate(job: dict[str, Any]) -> dict[str, Any]:
-    """A thread a connection to the edge."""
+    """Some connections to the edge."""
     os.sched_setaffinity(0, _CALLERS_CORE)
     tls = TlsFiles(**job["tls"])
     # A cell that is alone has every slot.
@@ -84,19 +84,12 @@ def _generate(job: dict[str, Any]) -> dict[str, Any]:
     connections = [Connection(job["address"], tls, headers) for _ in range(_CONNECTIONS)]
     in_flight = _PEAK_IN_FLIGHT // _CONNECTIONS if job["per_s"] is None else _STREAMS_MAX
     per_s = None if job["per_s"] is None else job["per_s"] / _CONNECTIONS
-    results = [Result() for _ in connections]
-
-    def one(number: int) -> None:
-        share = job["orders"][number::_CONNECTIONS]
-        bodies = (_body("pay", order_id) for order_id in share)
-        results[number] = connections[number].run(_PATH, bodies, in_flight=in_flight, per_s=per_s)
-
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(_CONNECTIONS)]
+    bodies = [
+        iter([_body("pay", order_id) for order_id in job["orders"][number::_CONNECTIONS]])
+        for number in range(_CONNECTIONS)
+    ]
     begin = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    results = lean.run(connections, _PATH, bodies, in_flight=in_flight, per_s=per_s)
     seconds = time.perf_counter() - begin
     latencies = sorted(value for result in results for value in result.latencies)
     return {
