@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,6 @@ async def serve(settings: CellSettings, role: Role) -> None:
         coordinator = Coordinator(lanes, branches, settings.transfers)
         refunding = _refunding(lanes, mesh, settings, policing)
         recovery = Recovery(read_engine, here, coordinator, refunding, settings.transfers)
-        settlement = Settlement(lanes, read_engine, here, coordinator, settings.settlement)
         vault = Vault(lanes, read_engine, open_kms(settings.vault.keystore))
         banking = Banking(settings, lanes, read_engine, here, vault, policing, choosing, mesh)
         health_servicer = health.aio.HealthServicer()
@@ -180,10 +179,11 @@ async def serve(settings: CellSettings, role: Role) -> None:
                     group.create_task(serve_probes(settings.probe_listen, here.takes_work))
                     group.create_task(membership.keep_lease())
                     group.create_task(workers.run(membership.announce))
-                    _mend_in(group, gains, recovery, settlement)
-                    group.create_task(
-                        Rotation(lanes, here, vault, settings.vault, policing.keys).run()
+                    settlement = Settlement(
+                        lanes, read_engine, here, coordinator, settings.settlement
                     )
+                    rotation = Rotation(lanes, here, vault, settings.vault, policing.keys)
+                    _mend_in(group, gains, recovery, (settlement, rotation))
                 else:
                     here.set_alive(False)
                     group.create_task(membership.follow_lease())
@@ -194,8 +194,8 @@ async def serve(settings: CellSettings, role: Role) -> None:
             for server in servers:
                 await server.stop(None)
             await store.close()
-            await lane_engine.dispose()
-            await read_engine.dispose()
+            for engine in (lane_engine, read_engine):
+                await engine.dispose()
 
 
 def _run_in(
@@ -219,6 +219,19 @@ def _run_in(
         group.create_task(read_engine.replica.run())
 
 
+def _mend_in(
+    group: asyncio.TaskGroup,
+    gains: asyncio.Queue[frozenset[int]],
+    recovery: Recovery,
+    workers: Iterable[Settlement | Rotation],
+) -> None:
+    """What one process of a cell does for all: finish what others began, settle, rotate keys."""
+    group.create_task(_recover_gains(gains, recovery))
+    group.create_task(recovery.run())
+    for worker in workers:
+        group.create_task(worker.run())
+
+
 def _policing(
     store: Store, settings: CellSettings, role: Role, lanes: Lanes
 ) -> tuple[Policing, Choosing]:
@@ -228,18 +241,6 @@ def _policing(
     choosing = Choosing(store, cell, settings.redis_url, policing.board)
     policing.followers.append(choosing.apply)
     return policing, choosing
-
-
-def _mend_in(
-    group: asyncio.TaskGroup,
-    gains: asyncio.Queue[frozenset[int]],
-    recovery: Recovery,
-    settlement: Settlement,
-) -> None:
-    """What one process of a cell does for all: finish what others began, and settle."""
-    group.create_task(_recover_gains(gains, recovery))
-    group.create_task(recovery.run())
-    group.create_task(settlement.run())
 
 
 def _refunding(lanes: Lanes, mesh: Mesh, settings: CellSettings, policing: Policing) -> Refunding:

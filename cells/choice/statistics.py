@@ -7,6 +7,7 @@ Redis it begins from the priors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import NamedTuple
 
 from cells.choice.beliefs import NOTHING, Seen, added, faded, promise, standing
@@ -57,13 +58,14 @@ class _Book:
         self.cached: dict[str, tuple[int, Usage]] = {}
 
     def turn_to(self, moment: Moment) -> None:
-        if moment.minute != self.minute_number:
+        """Forward only: who speaks of an earlier moment hears of this one."""
+        if moment.minute > self.minute_number:
             self.minute_number, self.minute = moment.minute, 0
-        if moment.day != self.day_label:
+        if moment.day > self.day_label:
             self.day_label, self.day = moment.day, 0
             for amounts in self.amounts.values():
                 amounts[0] = 0
-        if moment.month != self.month_label:
+        if moment.month > self.month_label:
             self.month_label = moment.month
             for amounts in self.amounts.values():
                 amounts[1] = 0
@@ -98,6 +100,16 @@ class Usages:
         return usage
 
 
+class LineUp(NamedTuple):
+    """Those who stand to be chosen for a kind of charge and an amount band, best first."""
+
+    candidates: Mapping[str, Candidate]
+    # Of the charge that it was made for: one of its band.
+    amount: int
+    at_ms: int
+    standings: dict[str, Standing]
+
+
 class Statistics:
     def __init__(self) -> None:
         self._terms: Terms | None = None
@@ -108,7 +120,7 @@ class Statistics:
         self._unsent: dict[Key, Delta] = {}
         self._keys: dict[str, int] = {}
         self._books: dict[str, _Book] = {}
-        self._line_ups: dict[tuple[FieldKey, int], dict[str, Standing]] = {}
+        self._line_ups: dict[tuple[FieldKey, int], LineUp] = {}
 
     def apply(self, terms: Terms) -> None:
         """Of channels that are there no more, nothing is kept."""
@@ -141,8 +153,10 @@ class Statistics:
                 unsent.good + good, unsent.bad + 1 - good, unsent.latency_ms + latency_ms
             )
         for (field, band), line_up in self._line_ups.items():
-            if field.scheme == facts.scheme and channel in line_up:
-                line_up[channel] = self._standing(channel, field, band, now_s, terms.choice)
+            if field.scheme == facts.scheme and channel in line_up.standings:
+                line_up.standings[channel] = self._standing(
+                    channel, field, band, now_s, terms.choice
+                )
 
     def _admits(self, key: Key) -> bool:
         """Whether it is counted by this key: a known one, or there is room for it."""
@@ -175,11 +189,10 @@ class Statistics:
         terms = self._terms
         if terms is None:
             return
-        for field, band in list(self._line_ups):
-            known = self._line_ups[field, band]
-            self._line_ups[field, band] = {
-                name: self._standing(name, field, band, now_s, terms.choice) for name in known
-            }
+        for (field, band), known in list(self._line_ups.items()):
+            self._line_ups[field, band] = self._line_up(
+                known.candidates, field, band, known.amount, known.at_ms, now_s
+            )
 
     def snapshot(self, facts: Facts, now_s: float, away: frozenset[str]) -> Snapshot:
         terms = self._terms
@@ -191,13 +204,30 @@ class Statistics:
             if len(self._line_ups) >= _LINE_UPS_MAX:
                 self._line_ups.clear()
             candidates = terms.field_of(facts).candidates
-            found = {
-                name: self._standing(name, field, band, now_s, terms.choice) for name in candidates
-            }
-            found = self._line_ups[field, band] = _most_promising(
-                found, candidates, facts.amount, usages, terms.choice
+            found = self._line_ups[field, band] = self._line_up(
+                candidates, field, band, facts.amount, facts.at_ms, now_s
             )
-        return Snapshot(found, usages, away)
+        return Snapshot(found.standings, usages, away)
+
+    def _line_up(
+        self,
+        candidates: Mapping[str, Candidate],
+        field: FieldKey,
+        band: int,
+        amount: int,
+        at_ms: int,
+        now_s: float,
+    ) -> LineUp:
+        terms = self._terms
+        assert terms is not None
+        standings = {
+            name: self._standing(name, field, band, now_s, terms.choice) for name in candidates
+        }
+        if len(standings) > terms.choice.channels_max:
+            usages = Usages(self._books, self._zones, field.currency, at_ms)
+            names = _best_first(standings, candidates, amount, usages, terms.choice)
+            standings = {name: standings[name] for name in names}
+        return LineUp(candidates, amount, at_ms, standings)
 
     def _standing(
         self, channel: str, field: FieldKey, band: int, now_s: float, choice: ChoicePolicy
@@ -256,22 +286,28 @@ def _keys(channel: str, scheme: str, currency: str, band: int) -> tuple[Key, Key
     return Key(channel), Key(channel, named), Key(channel, named, f"{currency}{band}")
 
 
-def _most_promising(
+def _best_first(
     standings: Mapping[str, Standing],
     candidates: Mapping[str, Candidate],
     amount: int,
     usages: Usages,
     choice: ChoicePolicy,
-) -> dict[str, Standing]:
-    """Those first that may be worth most, as one decision draws for a few only."""
+) -> Iterable[str]:
+    """In turn the one that is worth most as far as is known, and the one that may be worth most: a
+    decision draws for a few only, and neither the proven nor the uncertain may be crowded out."""
 
-    def worth(name: str) -> float:
+    def worth(name: str, rate: float) -> float:
         candidate = candidates[name]
         tier = tier_of(candidate.from_volumes, usages.get(name, UNUSED).month_amount)
-        charged = fee(candidate.fees, tier, amount)
-        return promise(standings[name]) * (amount * choice.approval_ppm / PPM - charged)
+        return rate * (amount * choice.approval_ppm / PPM - fee(candidate.fees, tier, amount))
 
-    names: Iterable[str] = standings
-    if len(standings) > choice.channels_max:
-        names = sorted(standings, key=lambda name: (-worth(name), name))
-    return {name: standings[name] for name in names}
+    def proven(name: str) -> tuple[float, str]:
+        known = standings[name]
+        return -worth(name, known.alpha / (known.alpha + known.beta)), name
+
+    def promising(name: str) -> tuple[float, str]:
+        return -worth(name, promise(standings[name])), name
+
+    orders = (sorted(standings, key=proven), sorted(standings, key=promising))
+    # A dictionary keeps the first of each.
+    return dict.fromkeys(chain.from_iterable(zip(*orders, strict=True)))

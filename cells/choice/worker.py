@@ -69,12 +69,12 @@ class Choosing:
         """Before the bank is asked: the quota is taken, and a half open breaker's one trial. False:
         not this one now, go on to the next."""
         candidate = self.chooser.terms.field_of(facts).candidates.get(channel)
-        breaker = self._shared.breaker
-        if candidate is None or not candidate.has_quota or breaker.is_open():
-            return self.chooser.take(facts, channel)
-        moment = moment_of(candidate.zone, facts.at_ms)
-        if self.chooser.breaker(channel).is_open():
+        if candidate is None or self.chooser.breaker(channel).is_open():
             return False
+        breaker = self._shared.breaker
+        if not candidate.has_quota or breaker.is_open():
+            return self.chooser.take_quota(facts, candidate)
+        moment = moment_of(candidate.zone, facts.at_ms)
         try:
             taken, used = await self._shared.take(candidate, facts.currency, facts.amount, moment)
         except FAULTS as error:

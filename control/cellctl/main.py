@@ -67,10 +67,10 @@ access.register(app)
 app.add_typer(policies.app, name="policy")
 app.command()(policies.degrade)
 app.add_typer(drill_app, name="drill")
-app.command()(route_decision)
 app.add_typer(console_app, name="console")
 app.command()(watch)
 app.add_typer(vault_app, name="vault")
+app.command()(route_decision)
 
 DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -28,7 +28,7 @@ from router.policies.model import POLICIES_PREFIX
 from router.policies.rules import InvalidPolicy, PolicySet, take
 from router.store.model import AUDIT_PREFIX, Store
 
-_KINDS = (Kind.CHARGE, Kind.PAYOUT)
+_TABLES = {Kind.CHARGE: ("charges", "charge_id"), Kind.PAYOUT: ("payouts", "payout_id")}
 _WHY: Mapping[Exclusion, str] = {
     Exclusion.BLOCKED: "blocked by its policy",
     Exclusion.TAKING: "not for this kind of movement",
@@ -73,20 +73,14 @@ class DatabaseDecisions:
     engine: AsyncEngine
 
     async def find(self, owner_id: str) -> str:
-        slot = _slot(owner_id)
-        row = table("decisions", *map(column, ("slot", "owner_id", "document", "created_at")))
-        # Each attempt has its own; the last one is of where it is now.
-        query = (
-            select(row.c.document)
-            .where(row.c.slot == slot, row.c.owner_id == owner_id)
-            .order_by(row.c.created_at.desc())
-            .limit(1)
-        )
+        slot, (name, key) = _place(owner_id)
+        row = table(name, column("slot"), column(key), column("decision"))
+        query = select(row.c.decision).where(row.c.slot == slot, row.c[key] == owner_id)
         try:
             async with self.engine.connect() as connection:
                 found = (await connection.execute(query)).scalar_one_or_none()
         except ProgrammingError as error:
-            why = "this mesh keeps no decisions"
+            why = f"this mesh keeps no decisions in {name}"
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "NO_DECISIONS", why) from error
         if not found:
             raise Refusal(
@@ -95,14 +89,15 @@ class DatabaseDecisions:
         return found if isinstance(found, str) else json.dumps(found)
 
 
-def _slot(owner_id: str) -> int:
+def _place(owner_id: str) -> tuple[int, tuple[str, str]]:
     try:
-        kind, slot = kind_of_id(owner_id), slot_of_id(owner_id)
+        place = _TABLES.get(kind_of_id(owner_id))
+        slot = slot_of_id(owner_id)
     except ValueError as error:
         raise bad_request([Violation("id", str(error))]) from None
-    if kind not in _KINDS:
+    if place is None:
         raise bad_request([Violation("id", "must be of a charge (chg_) or a payout (pyo_)")])
-    return slot
+    return slot, place
 
 
 def route_decision(

@@ -203,11 +203,11 @@ class ChoicePolicy:
         Mapping[Currency, Annotated[tuple[Amount, ...], Field(max_length=8)]], Field(max_length=64)
     ] = field(default_factory=dict)
     # An observation weighs half after so long, in what a channel does now …
-    half_life_s: Annotated[float, Field(ge=1, le=86_400)] = 900.0
+    half_life_s: Annotated[float, Field(ge=1, le=86_400)] = 1200.0
     # … and in what it usually does, which the former falls back to.
     usual_half_life_s: Annotated[float, Field(ge=60, le=30 * 86_400)] = 2 * 86_400.0
     # Observations that either may weigh in all: fewer forget sooner under much traffic.
-    weight_max: Annotated[int, Field(ge=10, le=100_000)] = 300
+    weight_max: Annotated[int, Field(ge=10, le=100_000)] = 150
     usual_weight_max: Annotated[int, Field(ge=10, le=1_000_000)] = 5000
     # How many observations a coarser key is worth to a finer one.
     fallback_weight: Annotated[float, Field(gt=0, le=1000)] = 20.0
@@ -216,4 +216,4 @@ class ChoicePolicy:
     prior_weight: Annotated[float, Field(gt=0, le=1000)] = 10.0
     prior_latency_ms: Annotated[float, Field(ge=0, le=600_000)] = 500.0
     # Channels that one decision draws for, and so the longest order of them.
-    channels_max: Annotated[int, Field(ge=1, le=100)] = 16
+    channels_max: Annotated[int, Field(ge=1, le=100)] = 8

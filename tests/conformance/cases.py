@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from cells.channels.interface import StatementSource
 from cells.channels.model import AnswerReason, BankAccount, Card, ChannelSettings
 from tests.conformance.process import ROOT
 
-BEHAVIOUR = {"day": "2026-11-24"}
+# A day that does not change under a test that begins before midnight.
+BEHAVIOUR = {"day": datetime.now(UTC).date().isoformat()}
 CARD = Card("6222021234567890123", "3012", "unionpay", "WANG FANG")
 ACCOUNT = BankAccount("6217000010001234567", "102100099996", "WANG FANG")
 

@@ -37,8 +37,9 @@ class BankProcess:
 
     async def forget(self) -> None:
         """Behaves, and holds nothing."""
+        day = await self.today()
         await self._send("POST", "/forget", {})
-        await self.behave()
+        await self.behave(day=day)
 
     async def network(self) -> Any:
         return await self._get("/network")

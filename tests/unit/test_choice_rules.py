@@ -259,6 +259,27 @@ def test_an_operator_forces_a_channels_breaker_and_lets_it_go() -> None:
     ]  # fmt: skip
 
 
+def test_among_many_the_proven_and_the_uncertain_are_drawn_for_and_who_they_are_changes() -> None:
+    channels = [channel(f"c{number:02}") for number in range(30)]
+    chooser, now = _chooser(*channels)
+    for number in range(20):
+        for _ in range(60):
+            evidence = Evidence.GOOD if number == 7 else Evidence.BAD
+            chooser.statistics.note(facts(), f"c{number:02}", evidence, 100, now[0])
+    chooser.refresh()
+    drawn = set(chooser.choose(facts()).order)
+    assert len(drawn) == chooser.terms.choice.channels_max
+    assert "c07" in drawn
+    assert drawn - {"c07"} <= {f"c{number:02}" for number in range(20, 30)}
+    # Who failed is drawn for again, once nobody remembers, if the others fail now.
+    now[0] += 24 * 3600
+    for number in range(20, 30):
+        for _ in range(60):
+            chooser.statistics.note(facts(), f"c{number:02}", Evidence.BAD, 100, now[0])
+    chooser.refresh()
+    assert set(chooser.choose(facts()).order) <= {f"c{number:02}" for number in range(20)}
+
+
 def test_of_a_channel_that_nothing_is_known_of_the_prior_is_believed() -> None:
     choice = ChoicePolicy()
     found = standing(NOTHING, NOTHING, NOTHING, choice)
@@ -270,3 +291,11 @@ def test_moments_are_of_the_channels_zone() -> None:
     assert moment_of("Asia/Shanghai", late)[1:5] == ("2026-08-01", "2026-08", 6, 30)
     assert moment_of("UTC", late)[1:5] == ("2026-07-31", "2026-07", 5, 16 * 60 + 30)
     assert is_open((), moment_of("UTC", late))
+
+
+def test_who_speaks_of_an_earlier_minute_does_not_free_the_quota_of_this_one() -> None:
+    chooser, _ = _chooser(channel("a", quotas=Quotas(per_minute=1)))
+    assert chooser.take(facts(), "a")
+    assert not chooser.take(facts(at_ms=NOON_MS - 60_000), "a")
+    assert not chooser.take(facts(), "a")
+    assert chooser.take(facts(at_ms=NOON_MS + 60_000), "a")

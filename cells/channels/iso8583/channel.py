@@ -114,13 +114,14 @@ class IsoChannel:
         deadline = loop.time() + timeout_s
         if len(self._pending) >= self._options.in_flight_max:
             return rules.unsent(operation, AnswerReason.NOT_SENT, "too many under way")
-        connection = self._connection or await self._ready(min(timeout_s, self._ready_wait_s))
-        if connection is None or not connection.writable:
-            return rules.unsent(operation, AnswerReason.NOT_SENT, "no connection")
         try:
             fields, sent = self._prepared(request, spelling)
             if operation is Operation.VOID:
                 return await self._reverse(fields, sent, deadline)
+            wait_s = min(timeout_s, self._options.ready_wait_s)
+            connection = self._connection or await self._ready(wait_s)
+            if connection is None or not connection.writable:
+                return rules.unsent(operation, AnswerReason.NOT_SENT, "no connection")
             connection.send(self._sealed(fields))
         except (rules.Unsendable, Unencodable, ValueError) as error:
             # The last two never hold what was in a field.
@@ -134,10 +135,6 @@ class IsoChannel:
             timer.cancel()
             # Still there: whoever asked was cancelled.
             self._give_up(key, AnswerReason.TIMED_OUT)
-
-    @property
-    def _ready_wait_s(self) -> float:
-        return self._options.ready_wait_s
 
     async def _ready(self, wait_s: float) -> Connection | None:
         try:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from cells.channels.iso8583.codec import Codec, Fields
+from cells.channels.iso8583.codec import Codec, Fields, Unencodable
 from cells.channels.iso8583.connection import Connection
 from cells.channels.iso8583.dialect import Dialect
 from cells.channels.iso8583.mac import KeyRefused, Mac, unwrap_key
@@ -154,5 +154,10 @@ class Network:
                 code = "96"
         answer = {"t": "0810", "39": code}
         answer.update({name: fields[name] for name in ("7", "11", "70") if name in fields})
+        try:
+            message = self._codec.encode(answer, None)
+        except Unencodable as error:
+            log.warning("iso8583.no_reply", channel=self._channel, why=str(error))
+            return
         if connection.writable:
-            connection.send(self._codec.encode(answer, None))
+            connection.send(message)

@@ -26,6 +26,7 @@ _AMOUNT_MAX = 10**12 - 1
 _APPROVED = "00"
 _NOT_FOUND = "25"
 _NAME_LENGTH = 40
+_HALF_A_YEAR_DAYS = 182
 # 0 request, 1 its repeat: both are answered by 1; 2 advice, 3 its repeat: by 3.
 _ANSWERS = {"0": "10", "1": "10", "2": "30", "3": "30"}
 
@@ -248,7 +249,7 @@ def _untrue(message: str, code: str = "") -> Answer:
 
 
 def clearing_date(month_day: str, today: date) -> str:
-    """Field 15 (MMDD) with the year that brings it nearest to today; empty when it is no date."""
+    """Field 15 (MMDD) with the year that brings it within half a year of today; else empty."""
     if len(month_day) != 4 or not (month_day.isascii() and month_day.isdigit()):
         return ""
     month, day = int(month_day[:2]), int(month_day[2:])
@@ -258,8 +259,8 @@ def clearing_date(month_day: str, today: date) -> str:
             found.append(date(year, month, day))
         except ValueError:
             continue
-    nearest = min(found, key=lambda each: abs((each - today).days), default=None)
-    return nearest.isoformat() if nearest else ""
+    near = [each for each in found if abs((each - today).days) <= _HALF_A_YEAR_DAYS]
+    return near[0].isoformat() if near else ""
 
 
 def unsent(operation: Operation, reason: AnswerReason, message: str = "") -> Answer:
