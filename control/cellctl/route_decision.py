@@ -28,7 +28,7 @@ from router.policies.model import POLICIES_PREFIX
 from router.policies.rules import InvalidPolicy, PolicySet, take
 from router.store.model import AUDIT_PREFIX, Store
 
-_TABLES = {Kind.CHARGE: ("charges", "charge_id"), Kind.PAYOUT: ("payouts", "payout_id")}
+_KINDS = (Kind.CHARGE, Kind.PAYOUT)
 _WHY: Mapping[Exclusion, str] = {
     Exclusion.BLOCKED: "blocked by its policy",
     Exclusion.TAKING: "not for this kind of movement",
@@ -51,7 +51,7 @@ _WHY: Mapping[Exclusion, str] = {
 
 
 class Decisions(Protocol):
-    """Where decisions are kept, as their charges and payouts are."""
+    """Where decisions are kept: one an attempt of a charge or payout."""
 
     async def find(self, owner_id: str) -> str:
         """The decision's JSON. Raises Refusal."""
@@ -73,14 +73,20 @@ class DatabaseDecisions:
     engine: AsyncEngine
 
     async def find(self, owner_id: str) -> str:
-        slot, (name, key) = _place(owner_id)
-        row = table(name, column("slot"), column(key), column("decision"))
-        query = select(row.c.decision).where(row.c.slot == slot, row.c[key] == owner_id)
+        slot = _slot(owner_id)
+        row = table("decisions", *map(column, ("slot", "owner_id", "document", "created_at")))
+        # Each attempt has its own; the last one is of where it is now.
+        query = (
+            select(row.c.document)
+            .where(row.c.slot == slot, row.c.owner_id == owner_id)
+            .order_by(row.c.created_at.desc())
+            .limit(1)
+        )
         try:
             async with self.engine.connect() as connection:
                 found = (await connection.execute(query)).scalar_one_or_none()
         except ProgrammingError as error:
-            why = f"this mesh keeps no decisions in {name}"
+            why = "this mesh keeps no decisions"
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "NO_DECISIONS", why) from error
         if not found:
             raise Refusal(
@@ -89,15 +95,14 @@ class DatabaseDecisions:
         return found if isinstance(found, str) else json.dumps(found)
 
 
-def _place(owner_id: str) -> tuple[int, tuple[str, str]]:
+def _slot(owner_id: str) -> int:
     try:
-        place = _TABLES.get(kind_of_id(owner_id))
-        slot = slot_of_id(owner_id)
+        kind, slot = kind_of_id(owner_id), slot_of_id(owner_id)
     except ValueError as error:
         raise bad_request([Violation("id", str(error))]) from None
-    if place is None:
+    if kind not in _KINDS:
         raise bad_request([Violation("id", "must be of a charge (chg_) or a payout (pyo_)")])
-    return slot, place
+    return slot
 
 
 def route_decision(

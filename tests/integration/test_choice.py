@@ -218,10 +218,10 @@ async def test_a_decision_is_read_where_its_charge_is(state: MeshState) -> None:
         with pytest.raises(Refusal, match="NO_DECISIONS"):
             await decisions.find(facts.owner_id)
         async with engine.begin() as connection:
-            columns = "slot SMALLINT, charge_id TEXT, decision TEXT"
-            await connection.execute(text(f"CREATE TABLE charges ({columns})"))
+            columns = "slot SMALLINT, owner_id TEXT, document TEXT, created_at TIMESTAMPTZ"
+            await connection.execute(text(f"CREATE TABLE decisions ({columns})"))
             await connection.execute(
-                text("INSERT INTO charges VALUES (7, :id, :decision)"),
+                text("INSERT INTO decisions VALUES (7, :id, :decision, now())"),
                 {"id": facts.owner_id, "decision": written},
             )
         assert await decisions.find(facts.owner_id) == written
