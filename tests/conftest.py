@@ -29,7 +29,7 @@ PATIENT = CallPolicy(timeout_s=60.0)
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Cheap tests first, chaos last: the quickest failure is the most useful one."""
-    order = ("unit", "property", "integration", "chaos")
+    order = ("unit", "property", "conformance", "integration", "chaos")
 
     def rank(item: pytest.Item) -> int:
         folder = Path(str(item.fspath)).parent.name

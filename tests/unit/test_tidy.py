@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("cells", "router", "control", "tests")
+FOLDERS = ("banks", "cells", "router", "control", "tests")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 # The design's words, and what not to say instead.
