@@ -8,6 +8,7 @@ import cells.ledger.tables
 import cells.notifications.tables
 import cells.orders.tables
 import cells.payments.tables
+import cells.reconciliation.tables
 import cells.transfers.tables  # noqa: F401
 from cells.fencing.tables import metadata
 

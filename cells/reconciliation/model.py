@@ -177,6 +177,8 @@ class Reason(StrEnum):
     FEE_OF_A_LINE = "FEE_OF_A_LINE"
     FEE_NOT_AGREED = "FEE_NOT_AGREED"
     FEE_TOTAL = "FEE_TOTAL"
+    # No difference: what was agreed, posted by rule in the same way.
+    AGREED_FEES = "AGREED_FEES"
 
 
 class Ours(NamedTuple):
@@ -234,6 +236,43 @@ class Found(NamedTuple):
     may_resolve: bool
     # For people: what else may help.
     note: str = ""
+
+
+class Run(NamedTuple):
+    """One channel, one clearing date."""
+
+    channel: str
+    clearing_date: str
+    version: int
+    state: str
+    reason: str
+    statement_sha256: str
+    lines: int
+    # JSON.
+    sums: str
+    guesses: str
+    requested_by: str
+
+
+class Break(NamedTuple):
+    """A row of the table; `clearing_date` is the day on which it was found."""
+
+    channel: str
+    clearing_date: str
+    break_id: str
+    break_class: str
+    reason: str
+    state: str
+    attempt_id: str
+    amount: int
+    currency: str
+    waits: bool
+    ours: str
+    theirs: str
+    note: str
+    resolved_on: str = ""
+    resolution: str = ""
+    adjustment_id: str = ""
 
 
 class Resolved(NamedTuple):

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
-
-from cells.reconciliation.model import Theirs
-from cells.statements.model import StatementLine
 
 _NULL = "\\N"
 
@@ -34,35 +31,32 @@ def _text(value: object) -> object:
     if value is None:
         return _NULL
     if isinstance(value, datetime):
-        return value.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ")
+        if value.tzinfo is not None:
+            value = value.astimezone(UTC).replace(tzinfo=None)
+        return value.isoformat(sep=" ")
     return value
-
-
-def theirs_of(line: StatementLine) -> Theirs:
-    return Theirs(
-        line.line_no, line.reference, line.short_reference, line.bank_reference, line.kind.value,
-        line.amount, line.fee, line.currency, line.status.value, line.booked_at, line.batch,
-    )  # fmt: skip
 
 
 def to_parquet(
     connection: duckdb.DuckDBPyConnection,
-    source: Path,
+    sources: Sequence[Path],
     columns: Mapping[str, str],
     target: Path,
     condition: str = "true",
 ) -> int:
-    """Returns the rows written. `source` goes when `target` is there."""
+    """Returns the rows written. `sources` go when `target` is there."""
     listed = ", ".join(f"'{name}': '{kind}'" for name, kind in columns.items())
+    files = ", ".join(f"'{_quoted(source)}'" for source in sources)
     half = target.with_suffix(".half")
     row = connection.execute(
-        f"COPY (SELECT * FROM read_csv('{_quoted(source)}', columns = {{{listed}}},"
+        f"COPY (SELECT * FROM read_csv([{files}], columns = {{{listed}}},"
         " auto_detect = false, header = false, delim = ',', quote = '\"', escape = '\"',"
         f" nullstr = '\\N', new_line = '\\n', strict_mode = true) WHERE {condition})"
         f" TO '{_quoted(half)}' (FORMAT parquet)"
     ).fetchone()
     os.replace(half, target)
-    source.unlink()
+    for source in sources:
+        source.unlink()
     return int(row[0]) if row else 0
 
 

@@ -11,12 +11,11 @@ from cells.reconciliation.model import (
     BreakClass,
     Expectation,
     Found,
-    How,
     Ours,
     Reason,
     Theirs,
 )
-from cells.reconciliation.settings import ChannelPolicy, FeeTier, Limits
+from cells.reconciliation.settings import FeeTier, Limits
 from router.ids import Kind, derive, slot_of_id
 from router.slots import slot_of_user
 
@@ -180,11 +179,6 @@ def break_id(found: Found, channel: str, day: date) -> str:
     return derive(Kind.BREAK, slot, channel, day.isoformat(), found.break_class, found.identity)
 
 
-def fee_id(channel: str, day: date, currency: str) -> str:
-    """Under which a day's agreed fees are posted."""
-    return derive(Kind.BREAK, channel_slot(channel), channel, day.isoformat(), "fees", currency)
-
-
 def fee_of(amount: int, kind: str, tiers: Iterable[FeeTier]) -> int:
     """What was agreed for a line; `matching` has the same as SQL."""
     amount = abs(amount)
@@ -207,6 +201,7 @@ def decide(
     amount: int,
     *,
     may_resolve: bool,
+    by_rule: bool,
     age_days: int,
     adjusted_today: int,
     limits: Limits,
@@ -215,7 +210,7 @@ def decide(
     rule = limits.rules[break_class]
     if may_resolve and age_days < rule.carry_days:
         return Verdict.CARRY
-    within = 0 < abs(amount) <= rule.adjust_max
+    within = by_rule and 0 < abs(amount) <= rule.adjust_max
     if within and adjusted_today + abs(amount) <= limits.adjust_day_max:
         return Verdict.ADJUST
     return Verdict.CASE
@@ -266,11 +261,3 @@ def posting_of(
 
 def is_implausible(differences: int, rows: int, limits: Limits) -> bool:
     return differences > max(limits.implausible_min, int(rows * limits.implausible_ratio))
-
-
-def is_guess(how: How) -> bool:
-    return how == How.HEURISTIC
-
-
-def agreed_fees(policy: ChannelPolicy) -> bool:
-    return bool(policy.fees)

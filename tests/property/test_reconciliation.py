@@ -208,7 +208,7 @@ def reconcile(ours: Iterable[Ours], theirs: Iterable[Theirs], limits: Limits = L
             ):
                 write_csv(folder / f"{name}.csv", rows)
                 target = folder / f"{name}.parquet"
-                to_parquet(connection, folder / f"{name}.csv", columns, target)
+                to_parquet(connection, [folder / f"{name}.csv"], columns, target)
                 sources.append(target)
             matching = Matching(connection, Sources(sources[0], None, sources[1]), POLICY, limits)
             pool, sums = matching.run()
