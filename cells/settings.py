@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from cells.channels.model import ChannelSettings
 from router.client.tls import TlsFiles
 from router.documents import read_document
 
@@ -83,6 +84,39 @@ class WebhookSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class BankingSettings:
+    """Charges, their refunds and payouts: how patient a cell is with banks."""
+
+    # A bank has so long for the answer to one request.
+    answer_timeout_s: float = 15.0
+    # A request leaves so soon after it was written down, or never: what recovery asks about later
+    # cannot still leave from a process that was paused meanwhile (pitfall 6).
+    send_window_s: float = 5.0
+    # CreateCharge and CreatePayout wait so long for the end, if their callers do.
+    wait_max_s: float = 20.0
+    # Another channel is asked only while the charge is younger, and at most so often.
+    route_within_s: float = 30.0
+    attempts_max: int = 4
+    # A charge that is unknown for longer is reversed; one that the bank has, later.
+    reverse_after_s: float = 60.0
+    pending_max_s: float = 900.0
+    # A payout that no channel takes is given up after this.
+    payout_patience_s: float = 3600.0
+    # A refund or payout whose bank failed cleanly, or that was deferred, is tried again after this.
+    held_retry_s: float = 30.0
+    # Between questions about an unknown: half its age, within these.
+    backoff_base_s: float = 2.0
+    backoff_cap_s: float = 300.0
+    # What is unknown for longer is logged as an error, at every question.
+    alarm_after_s: float = 600.0
+    recovery_interval_s: float = 1.0
+    # Questions that recovery asks at once.
+    recovery_concurrency_max: int = 32
+    # Charges, refunds and payouts that wait for banks; more are refused.
+    in_flight_max: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
 class CellSettings:
     cell: str
     region: str
@@ -117,6 +151,9 @@ class CellSettings:
     settlement: SettlementSettings = field(default_factory=SettlementSettings)
     outbox: OutboxSettings = field(default_factory=OutboxSettings)
     webhooks: WebhookSettings = field(default_factory=WebhookSettings)
+    banking: BankingSettings = field(default_factory=BankingSettings)
+    # The banks that it reaches; empty: it takes no charges and no payouts.
+    channels: tuple[ChannelSettings, ...] = ()
 
 
 def read_settings(path: Path) -> CellSettings:

@@ -17,10 +17,17 @@ from sqlalchemy.schema import CreateTable
 
 import cells.schema
 from cells.accounts.tables import MERCHANTS, MOVEMENTS
+from cells.adjustments.tables import ADJUSTMENTS
+from cells.channels.attempts import ATTEMPTS
+from cells.channels.decisions import DECISIONS
+from cells.channels.recovery import due_attempts, held
+from cells.charges.tables import CHARGE_REFUNDS, CHARGES
 from cells.ledger.records import RecordType, Write, load_statement, write_statement
 from cells.ledger.tables import ACCOUNTS, ENTRIES, IDEMPOTENCY, OUTBOX
 from cells.orders.tables import ORDERS
 from cells.payments.tables import PAYMENTS, REFUNDS
+from cells.payouts.tables import PAYOUTS
+from cells.settings import BankingSettings
 from cells.transfers.tables import BRANCHES, TRANSFERS
 
 ALL: list[RecordType[Any]] = [
@@ -35,6 +42,12 @@ ALL: list[RecordType[Any]] = [
     REFUNDS,
     TRANSFERS,
     BRANCHES,
+    ATTEMPTS,
+    DECISIONS,
+    CHARGES,
+    CHARGE_REFUNDS,
+    PAYOUTS,
+    ADJUSTMENTS,
 ]
 NAMES = ("postgresql.asyncpg", "cockroachdb.asyncpg")
 
@@ -71,6 +84,15 @@ def test_one_statement_modifies_a_table_only_once() -> None:
     text = write_statement(writes)
     for record in ALL:
         assert len(re.findall(rf"(?:INSERT INTO|UPDATE) {record.name}\b", text)) == 1
+
+
+def test_what_recovery_looks_for_compiles_for_both() -> None:
+    statements = [due_attempts([1, 2], BankingSettings())]
+    statements += [held(record, [1, 2], 30.0) for record in (CHARGE_REFUNDS, PAYOUTS)]
+    for statement in statements:
+        one, other = (str(statement.compile(dialect=dialect)) for dialect in dialects())
+        assert one == other
+        assert ":param" not in one
 
 
 def test_every_table_compiles_for_both_and_its_key_begins_with_the_slot() -> None:

@@ -4,7 +4,7 @@ They belong to no slot (cells/reconciliation/tables.py says why), and a handful 
 them: on CockroachDB they stay in the database's primary region.
 
 Revision ID: 0008
-Revises: 0005
+Revises: 0006
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0008"
-down_revision = "0005"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
