@@ -9,6 +9,8 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from cells.reconciliation.model import BreakClass
+from cells.statements.fetch import StatementSettings
+from cells.statements.layouts import Layout
 from router.client.tls import TlsFiles
 
 
@@ -35,6 +37,11 @@ class ChannelPolicy:
     cut_off_minutes: int = 0
     # How long after its end a day is looked at: attempts under way may end, the bank may write.
     grace_minutes: int = 60
+    # How statements come; None: a person or a job puts them where `inbox` says.
+    statement: StatementSettings | None = None
+    # A path with {channel} and {day}, and how the file there is written.
+    inbox: str = ""
+    layout: Layout | None = None
     # What was agreed; empty: fees are shown and not checked.
     fees: tuple[FeeTier, ...] = ()
     # One line with the sum of fees instead of a fee in each.
@@ -95,8 +102,8 @@ class ReconciliationSettings:
     # For rows on disk while a day is matched (about 150 bytes a row and side), and for reports.
     work: str
     channels: tuple[ChannelPolicy, ...]
-    # Statements as they were fetched: STATEMENTS/<channel>/<day>/…
-    statements: str = ""
+    # The shelf of statements (cells/statements/intake.py).
+    statements: str
     # How to reach the slots' homes; empty: adjustments wait.
     xds_bootstrap: str = ""
     tls: TlsFiles | None = None
@@ -108,8 +115,6 @@ class ReconciliationSettings:
     days_back: int = 7
     # A bank says the clearing date of an attempt within so many days of it.
     clearing_lag_days: int = 4
-    # Days that matched rows stay on disk.
-    keep_days: int = 7
 
 
 def read_settings(path: Path) -> ReconciliationSettings:
