@@ -25,6 +25,7 @@ from cellpay.control.v1 import (
     drills_pb2_grpc,
     operations_pb2_grpc,
     policies_pb2_grpc,
+    reconciliation_pb2_grpc,
 )
 from grpc_health.v1 import health, health_pb2
 
@@ -42,6 +43,8 @@ from control.operations.cells import GrpcCellCalls
 from control.operations.model import Step
 from control.operations.runner import Runner
 from control.policies.service import PolicyService
+from control.reconciliation.service import ReconciliationService
+from control.reconciliation.store import CaseStore
 from control.service import ControlService, store_refusal
 from control.settings import ControllerSettings, TlsSettings, read_settings
 from control.slotmap import seed_slot_map
@@ -76,6 +79,7 @@ _SERVICES = [
     "cellpay.control.v1.OperationsService",
     "cellpay.control.v1.PolicyService",
     "cellpay.control.v1.DrillService",
+    "cellpay.control.v1.ReconciliationService",
     "envoy.service.discovery.v3.AggregatedDiscoveryService",
 ]
 _RETRY_S = 0.5
@@ -93,6 +97,7 @@ async def serve(settings: ControllerSettings) -> None:
     tls = TlsFiles(settings.tls.ca, settings.tls.certificate, settings.tls.key)
     store = ChainedStore(connect_etcd(settings.etcd, _files(settings.etcd_tls)))
     fence = Fence(make_fence_engine(settings.database_url, f"cellpay-{settings.name}"))
+    cases_engine = make_fence_engine(settings.database_url, f"cellpay-{settings.name}-cases")
     xds = XdsServer()
     lua = read_edge_lua()
     view = View(store)
@@ -123,7 +128,9 @@ async def serve(settings: ControllerSettings) -> None:
     gate = Gate(store, Access(store), approval_ttl_s=settings.approval_ttl_s)
     keeper = Keeper(Path(settings.mesh)) if settings.mesh else None
     health_servicer = health.aio.HealthServicer()
-    register = _services(store, view, xds, watchman, keeper, gate.access)
+    register = _services(
+        store, view, xds, watchman, keeper, gate.access, CaseStore(cases_engine)
+    )
     servers = await _listen(settings, tls, xds, gate, health_servicer, register)
     try:
         async with asyncio.TaskGroup() as group:
@@ -151,6 +158,7 @@ async def serve(settings: ControllerSettings) -> None:
         await calls.close()
         await store.close()
         await fence.close()
+        await cases_engine.dispose()
 
 
 def _services(
@@ -160,12 +168,14 @@ def _services(
     watchman: Watchman,
     keeper: Keeper | None,
     access: Access,
+    cases: CaseStore,
 ) -> Callable[[Any], None]:
     """Adds them all to a server; they are the same ones on each."""
     control = ControlService(store, view, xds, watchman.pulses)
     policies = PolicyService(store, lambda: view.declared)
     drills = DrillService(store, view, keeper)
     roles = AccessService(store, access)
+    reconciliation = ReconciliationService(store, cases)
 
     def register(gated: Any) -> None:
         control_pb2_grpc.add_ControlServiceServicer_to_server(control, gated)
@@ -173,6 +183,7 @@ def _services(
         policies_pb2_grpc.add_PolicyServiceServicer_to_server(policies, gated)
         drills_pb2_grpc.add_DrillServiceServicer_to_server(drills, gated)
         access_pb2_grpc.add_AccessServiceServicer_to_server(roles, gated)
+        reconciliation_pb2_grpc.add_ReconciliationServiceServicer_to_server(reconciliation, gated)
 
     return register
 

@@ -53,14 +53,31 @@ def judge(
     if policy.fees and policy.fees_apart:
         judged.found += _of_fee_totals(sums)
     resolved = tuple(Resolved(*item) for item in sorted(judged.resolved.items()))
+    unexplained = _unexplained(sums, [*judged.found, *judged.kept])
     return Outcome(
-        tuple(judged.found), resolved, tuple(_guesses(pool)), tuple(sums), lines, seconds
-    )
+        tuple(judged.found), resolved, tuple(_guesses(pool)), tuple(sums), unexplained, lines,
+        seconds,
+    )  # fmt: skip
+
+
+def _unexplained(sums: Sequence[Sums], breaks: Sequence[Found]) -> Mapping[str, int]:
+    """Sums come from both sides' files, breaks from the pool: every cent between them must be some
+    break's. The second half of "assert in pairs"."""
+    left = Counter({of.currency: of.theirs_amount - of.ours_amount for of in sums})
+    for item in breaks:
+        if item.break_class == BreakClass.FEE:
+            continue
+        left[item.currency] -= item.amount
+        if item.reason == Reason.OTHER_CURRENCY and item.theirs is not None:
+            left[item.theirs.currency] -= item.theirs.amount
+    return {currency: amount for currency, amount in sorted(left.items()) if amount}
 
 
 class _Judged:
     def __init__(self) -> None:
         self.found: list[Found] = []
+        # Of carried breaks: the difference as it is today.
+        self.kept: list[Found] = []
         # Break of an earlier day → how it was explained.
         self.resolved: dict[str, str] = {}
 
@@ -69,6 +86,7 @@ class _Judged:
         carriers = {row.carried: row.carried_class for row in rows if row.carried}
         if found is not None and found.break_class in carriers.values():
             same = found.break_class
+            self.kept.append(found)
             found = None
             carriers = {name: kind for name, kind in carriers.items() if kind != same}
         self.resolved.update((name, str(how)) for name in carriers)

@@ -320,6 +320,9 @@ class Outcome:
     resolved: tuple[Resolved, ...]
     guesses: tuple[Guess, ...]
     sums: tuple[Sums, ...]
+    # What the bank's sums are above ours and no break, new or carried, explains. By currency; what
+    # is zero is left out. Anything here is our bug.
+    unexplained: Mapping[str, int]
     # Lines of the statement, fees and all.
     lines: int = 0
     # Steps and the seconds that they took.

@@ -102,6 +102,8 @@ class Reconciler:
             except Implausible as error:
                 log.error("a statement is not plausible", channel=run.channel, why=str(error))
                 return await self._store.move(run, RunEvent.REFUSE, str(error))
+        # Breaks that do not add up to the difference would be posted all the same.
+        assert not outcome.unexplained, f"no break explains {dict(outcome.unexplained)}"
         changes = merge(run.channel, day, outcome, today, earlier, self._settings.limits)
         matched = run._replace(
             statement_sha256=believed.sha256,

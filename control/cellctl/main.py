@@ -38,6 +38,7 @@ from control.cellctl.plane import (
     XDS_FALLBACK,
     plane_of,
 )
+from control.cellctl.reconcile import app as reconcile_app
 from control.cellctl.session import NoMesh, Session
 from control.cellctl.show import (
     console,
@@ -63,6 +64,7 @@ access.register(app)
 app.add_typer(policies.app, name="policy")
 app.command()(policies.degrade)
 app.add_typer(drill_app, name="drill")
+app.add_typer(reconcile_app, name="reconcile")
 
 DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -80,6 +80,7 @@ def test_exactly_what_was_injected_is_found(seed: int, good: int, errors: list[s
     assert {guess.attempt_id for guess in outcome.guesses} == world.guessed
     assert len({(item.break_class, item.identity) for item in outcome.found}) == len(outcome.found)
     assert not outcome.resolved
+    assert not outcome.unexplained
     _check_the_next_day(world, outcome)
 
 
@@ -98,6 +99,7 @@ def _check_the_next_day(world: World, outcome: Outcome) -> None:
     resolved = {outcome.found[int(item.break_id[1:])].attempt_id for item in after.resolved}
     assert resolved == world.expected_tomorrow
     assert not after.found
+    assert not after.unexplained
 
 
 def test_a_line_that_came_a_day_early_finds_its_attempt_the_day_after() -> None:
