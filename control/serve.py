@@ -97,7 +97,7 @@ async def serve(settings: ControllerSettings) -> None:
     tls = TlsFiles(settings.tls.ca, settings.tls.certificate, settings.tls.key)
     store = ChainedStore(connect_etcd(settings.etcd, _files(settings.etcd_tls)))
     fence = Fence(make_fence_engine(settings.database_url, f"cellpay-{settings.name}"))
-    cases_engine = make_fence_engine(settings.database_url, f"cellpay-{settings.name}-cases")
+    cases = CaseStore(make_fence_engine(settings.database_url, f"cellpay-{settings.name}-cases"))
     xds = XdsServer()
     lua = read_edge_lua()
     view = View(store)
@@ -128,9 +128,7 @@ async def serve(settings: ControllerSettings) -> None:
     gate = Gate(store, Access(store), approval_ttl_s=settings.approval_ttl_s)
     keeper = Keeper(Path(settings.mesh)) if settings.mesh else None
     health_servicer = health.aio.HealthServicer()
-    register = _services(
-        store, view, xds, watchman, keeper, gate.access, CaseStore(cases_engine)
-    )
+    register = _services(store, view, xds, watchman, keeper, gate.access, cases)
     servers = await _listen(settings, tls, xds, gate, health_servicer, register)
     try:
         async with asyncio.TaskGroup() as group:
@@ -157,8 +155,7 @@ async def serve(settings: ControllerSettings) -> None:
             await server.stop(_GRACE_S)
         await calls.close()
         await store.close()
-        await fence.close()
-        await cases_engine.dispose()
+        await asyncio.gather(fence.close(), cases.close())
 
 
 def _services(

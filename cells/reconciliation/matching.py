@@ -398,6 +398,9 @@ class Matching:
             " GROUP BY currency", "ours", "ours_amount")  # fmt: skip
         add("SELECT currency, count(*), sum(amount) FROM all_theirs WHERE kind <> 'fee'"
             " AND status = 'booked' GROUP BY currency", "theirs", "theirs_amount")  # fmt: skip
+        add("SELECT currency, count(*), sum(amount) FROM all_theirs WHERE kind <> 'fee'"
+            " AND status = 'booked' AND carried <> '' GROUP BY currency",
+            "carried", "carried_amount")  # fmt: skip
         add("SELECT currency, sum(fee + CASE kind WHEN 'fee' THEN -amount ELSE 0 END),"
             f" sum(CASE WHEN kind IN ('fee', 'batch') THEN 0 ELSE {fee} END) FROM all_theirs"
             " WHERE status = 'booked' AND carried = '' GROUP BY currency",
@@ -420,7 +423,8 @@ def _sums_of(currency: str, of: Mapping[str, int]) -> Sums:
         return bulk - of.get(f"matched_in_batches{end}", 0) + of.get(f"linked{end}", 0)
 
     given = (
-        "ours", "ours_amount", "theirs", "theirs_amount", "matched_in_batches",
+        "ours", "ours_amount", "theirs", "theirs_amount", "carried", "carried_amount",
+        "matched_in_batches",
         "matched_in_batches_amount", "fees_expected", "fees_charged",
     )  # fmt: skip
     return Sums(

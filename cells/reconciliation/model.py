@@ -301,6 +301,9 @@ class Sums:
     ours_amount: int = 0
     theirs: int = 0
     theirs_amount: int = 0
+    # Of them, lines of earlier days that were carried into this one.
+    carried: int = 0
+    carried_amount: int = 0
     matched_exactly: int = 0
     matched_exactly_amount: int = 0
     matched_heuristically: int = 0

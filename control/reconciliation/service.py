@@ -38,9 +38,7 @@ class ReconciliationService(reconciliation_pb2_grpc.ReconciliationServiceService
         self._store = store
         self._cases = cases
 
-    async def RequestRun(
-        self, request: pb.RequestRunRequest, context: Any
-    ) -> pb.ReconciliationRun:
+    async def RequestRun(self, request: pb.RequestRunRequest, context: Any) -> pb.ReconciliationRun:
         action, detail = "reconcile.run", f"{request.channel[:64]} {request.clearing_date[:16]}"
         async with operator_of(self._store, context, action, detail, request.reason) as actor:
             _check_day(request.channel, request.clearing_date)
@@ -52,9 +50,7 @@ class ReconciliationService(reconciliation_pb2_grpc.ReconciliationServiceService
         check_reader(context)
         runs = await self._ask(self._cases.runs(request.channel))
         page, token = page_of(runs, request.page_size, request.page_token, _run_key)
-        return pb.ListRunsResponse(
-            runs=[_run_message(run) for run in page], next_page_token=token
-        )
+        return pb.ListRunsResponse(runs=[_run_message(run) for run in page], next_page_token=token)
 
     async def ListBreaks(
         self, request: pb.ListBreaksRequest, context: Any

@@ -20,7 +20,9 @@ _BREAK_FIELDS = ", ".join(
     f"b.{'class' if name == 'break_class' else name}" for name in Break._fields
 )
 _WIDTH = len(Break._fields)
-_CASE_FIELDS = "c.version, c.state, c.proposal, c.maker, c.maker_reason, c.checker, c.checker_reason"
+_CASE_FIELDS = (
+    "c.version, c.state, c.proposal, c.maker, c.maker_reason, c.checker, c.checker_reason"
+)
 _JOINED = (
     f"SELECT {_BREAK_FIELDS}, {_CASE_FIELDS} FROM reconciliation_cases AS c"
     " JOIN reconciliation_breaks AS b ON b.channel = c.channel"
@@ -152,6 +154,9 @@ class CaseStore:
             await (connection.commit() if done else connection.rollback())
             return done
 
+    async def close(self) -> None:
+        await self._engine.dispose()
+
     async def _fetch(self, sql: str, **arguments: Any) -> Sequence[Any]:
         async with self._engine.connect() as connection:
             return (await connection.execute(text(sql), arguments)).all()
@@ -166,8 +171,6 @@ def _key(case: Case) -> dict[str, str]:
     return {"channel": of.channel, "day": of.clearing_date, "break_id": of.break_id}
 
 
-async def _changed(
-    connection: AsyncConnection, sql: str, arguments: Mapping[str, object]
-) -> bool:
+async def _changed(connection: AsyncConnection, sql: str, arguments: Mapping[str, object]) -> bool:
     result: Any = await connection.execute(text(sql), arguments)
     return bool(result.rowcount == 1)

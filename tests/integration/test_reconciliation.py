@@ -20,6 +20,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 import cells.schema
+from cells.reconciliation.internal import positions
 from cells.reconciliation.model import Break, BreakClass, Run, RunState
 from cells.reconciliation.posting import PostingWaits
 from cells.reconciliation.rules import Posting
@@ -146,6 +147,9 @@ async def test_a_day_is_matched_posted_reported_and_the_next_explains_it(bank: B
     assert not await bank.breaks(NEXT)
     later = {row.attempt_id for row in await bank.breaks(DAY) if row.state == "matched_later"}
     assert later == world.expected_tomorrow
+    # Three ways: what it approved and what was posted, what its statements say, what is between.
+    for of in await positions(bank.engine):
+        assert of.attempts + of.adjusted + of.unresolved == of.statements
     # What nothing explained in a day is for people.
     assert not [row for row in await bank.breaks(DAY) if row.state == "open"]
 

@@ -9,6 +9,8 @@ Revises: 0006
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -22,7 +24,7 @@ def _texts(names: str) -> list[sa.Column[str]]:
     return [sa.Column(name, sa.Text(), nullable=False) for name in names.split()]
 
 
-def _times() -> list[sa.Column[object]]:
+def _times() -> list[sa.Column[datetime]]:
     return [
         sa.Column(name, sa.DateTime(timezone=True), nullable=False, server_default=sa.text("now()"))
         for name in ("created_at", "touched_at")
