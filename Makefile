@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # protoc's, because google/api comes from a Python package and not from buf's registry.
 DESCRIPTORS := gen/cellpay/descriptors.binpb
 
-.PHONY: default demo test quick lint types layers protos openapi up down status verify bench bench-quick profile xds-push policy-push overload terraform drills clean install
+.PHONY: default demo test quick lint types layers protos openapi up down status verify bench bench-quick profile xds-push policy-push overload reconcile-bench terraform drills clean install
 
 default: lint types layers quick
 
@@ -77,6 +77,9 @@ policy-push: $(STAMP)  ## a policy to 1,000 subscribers and 1,000 processes → 
 
 overload: $(STAMP)  ## three times what a cell can do, with policies and without → bench/results/overload.json
 	@$(BIN)/python -m tests.bench.overload
+
+reconcile-bench: $(STAMP)  ## ten million attempts against ten million lines → bench/results/reconcile.json
+	@$(BIN)/python -m tests.bench.reconcile
 
 TERRAFORM_STAMP := .venv-terraform/.installed
 

@@ -24,6 +24,7 @@ from cells.reconciliation.model import (
     Ours,
     Outcome,
     Reason,
+    Reported,
     Theirs,
     after,
 )
@@ -235,3 +236,17 @@ def carried_theirs(row: Break) -> Theirs | None:
     if line.status != "booked":
         return None
     return line._replace(carried=row.break_id, carried_class=row.break_class)
+
+
+def outcome_of(row: Break) -> Reported | None:
+    """What a line says of an attempt that is unknown to us: booked, and for the amount asked for.
+    Anything else is for people."""
+    if row.reason != Reason.OUTCOME_UNKNOWN or row.state != BreakState.OPEN:
+        return None
+    theirs = carried_theirs(row)
+    if theirs is None:
+        return None
+    ours: dict[str, Any] = json.loads(row.ours)
+    if (ours["amount"], ours["currency"]) != (theirs.amount, theirs.currency):
+        return None
+    return Reported(row.channel, row.attempt_id, theirs.bank_reference, row.clearing_date)

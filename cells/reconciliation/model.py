@@ -275,6 +275,15 @@ class Break(NamedTuple):
     adjustment_id: str = ""
 
 
+class Reported(NamedTuple):
+    """An outcome that we learn of from a statement."""
+
+    channel: str
+    attempt_id: str
+    bank_reference: str
+    clearing_date: str
+
+
 class Resolved(NamedTuple):
     """A break of an earlier day that this day explains."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 import grpc
@@ -9,6 +11,7 @@ from cellpay.channels.v1 import channels_pb2 as pb
 from cellpay.channels.v1 import channels_pb2_grpc
 from cellpay.money.v1.money_pb2 import Money
 
+from cells.reconciliation.model import Reported
 from cells.reconciliation.rules import Posting, Side
 from router.client import Mesh
 from router.errors import details_of
@@ -37,18 +40,37 @@ class PostingWaits(Exception):
 
 
 class Poster(Protocol):
-    """The mesh, or a list in tests. Posting the same `break_id` again is posting it once."""
+    """The mesh, or a list in tests. Saying the same again is saying it once."""
 
     async def post(self, posting: Posting) -> str:
         """The adjustment's ID. Raises PostingRefused, PostingWaits."""
         ...
 
+    async def report(self, outcome: Reported) -> None:
+        """That the bank has approved an attempt. Raises as `post` does."""
+        ...
+
 
 class MeshPoster:
     def __init__(self, mesh: Mesh) -> None:
+        channel = cast(Any, mesh.channel)
         self._adjustments: channels_pb2_grpc.AdjustmentsServiceAsyncStub = (
-            channels_pb2_grpc.AdjustmentsServiceStub(cast(Any, mesh.channel))
+            channels_pb2_grpc.AdjustmentsServiceStub(channel)
         )
+        self._reports: channels_pb2_grpc.ReportsServiceAsyncStub = (
+            channels_pb2_grpc.ReportsServiceStub(channel)
+        )
+
+    async def report(self, outcome: Reported) -> None:
+        request = pb.ReportRequest(
+            reference=outcome.attempt_id,
+            channel=outcome.channel,
+            verdict=pb.VERDICT_APPROVED,
+            bank_reference=outcome.bank_reference,
+            clearing_date=outcome.clearing_date,
+        )
+        with _judging_errors():
+            await self._reports.Report(request, timeout=_TIMEOUT_S)
 
     async def post(self, posting: Posting) -> str:
         request = pb.AdjustRequest(
@@ -61,12 +83,18 @@ class MeshPoster:
             reason=posting.reason,
             approved_by=posting.approved_by[:_NAME_CHARACTERS_MAX],
         )
-        try:
+        with _judging_errors():
             adjustment = await self._adjustments.Adjust(request, timeout=_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            why = details_of(error).reason or error.code().name
-            message = f"{why}: {error.details()}"
-            if error.code() in _FOR_GOOD and why != "NOT_OWNER":
-                raise PostingRefused(message) from error
-            raise PostingWaits(message) from error
         return adjustment.adjustment_id
+
+
+@contextlib.contextmanager
+def _judging_errors() -> Iterator[None]:
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        why = details_of(error).reason or error.code().name
+        message = f"{why}: {error.details()}"
+        if error.code() in _FOR_GOOD and why != "NOT_OWNER":
+            raise PostingRefused(message) from error
+        raise PostingWaits(message) from error

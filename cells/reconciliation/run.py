@@ -30,7 +30,7 @@ from cells.reconciliation.matching import (
     Sources,
     engine,
 )
-from cells.reconciliation.merging import carried_theirs, look_elsewhere, merge
+from cells.reconciliation.merging import carried_theirs, look_elsewhere, merge, outcome_of
 from cells.reconciliation.model import (
     Break,
     BreakClass,
@@ -54,6 +54,8 @@ log = structlog.get_logger(__name__)
 
 # Breaks that may have changed a day's expectations this long ago.
 _SETTLED_DAYS = 60
+# A posting that its home refuses is a matter for people; meanwhile it is asked for this seldom.
+_REFUSED_WAIT_S = 600.0
 
 
 class Reconciler:
@@ -66,6 +68,8 @@ class Reconciler:
         self._store = store
         self._poster = poster
         self._statements = Statements(Path(settings.statements))
+        # Break → when its posting may be asked for again, by this process's clock.
+        self._refused: dict[str, float] = {}
         self._policies = {policy.name: policy for policy in settings.channels}
 
     async def step(self, run: Run) -> Run:
@@ -76,7 +80,9 @@ class Reconciler:
             case RunState.WAITING:
                 return await self._match(run, policy, day)
             case RunState.MATCHED:
-                if not await self.post(run.channel, run.clearing_date):
+                told = await self._tell_outcomes(run)
+                posted = await self.post(run.channel, run.clearing_date)
+                if not (told and posted):
                     return run
                 await self.report(run)
                 return await self._store.move(run, RunEvent.END)
@@ -102,8 +108,11 @@ class Reconciler:
             except Implausible as error:
                 log.error("a statement is not plausible", channel=run.channel, why=str(error))
                 return await self._store.move(run, RunEvent.REFUSE, str(error))
-        # Breaks that do not add up to the difference would be posted all the same.
-        assert not outcome.unexplained, f"no break explains {dict(outcome.unexplained)}"
+        if outcome.unexplained:
+            # Our bug: its breaks must not be posted, and other channels go on.
+            why = f"our breaks do not explain {dict(outcome.unexplained)}; report this"
+            log.critical("a day does not add up", channel=run.channel, why=why)
+            return await self._store.move(run, RunEvent.REFUSE, why)
         changes = merge(run.channel, day, outcome, today, earlier, self._settings.limits)
         matched = run._replace(
             statement_sha256=believed.sha256,
@@ -180,6 +189,24 @@ class Reconciler:
             pool, sums = matching.run()
             return judge(pool, sums, policy, lines=matching.lines, seconds=matching.seconds)
 
+    async def _tell_outcomes(self, run: Run) -> bool:
+        """What a statement says of an attempt whose outcome we do not know is the bank's answer, as
+        a callback would be: its owner hears it, and the next run finds it known."""
+        rows = await self._store.breaks_of(run.channel, run.clearing_date)
+        told = True
+        for row in rows:
+            outcome = outcome_of(row)
+            if outcome is None or self._poster is None:
+                continue
+            try:
+                await self._poster.report(outcome)
+            except PostingRefused as error:
+                log.error("an outcome is not taken", attempt_id=row.attempt_id, why=str(error))
+            except PostingWaits as error:
+                log.warning("an outcome waits", attempt_id=row.attempt_id, why=str(error))
+                told = False
+        return told
+
     async def post(self, channel: str, day: str = "") -> bool:
         """Posts what waits to be posted (of one day); whether nothing is left that may yet be."""
         rows = [
@@ -200,6 +227,7 @@ class Reconciler:
                 adjustment_id = await self._poster.post(posting)
             except PostingRefused as error:
                 log.error("a posting is refused", break_id=row.break_id, why=str(error))
+                self._refused[row.break_id] = time.monotonic() + _REFUSED_WAIT_S
             except PostingWaits as error:
                 log.warning("a posting waits", break_id=row.break_id, why=str(error))
                 done = False

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 import cells.schema
 from cells.reconciliation.internal import positions
-from cells.reconciliation.model import Break, BreakClass, Run, RunState
+from cells.reconciliation.model import Break, BreakClass, Reported, Run, RunState
 from cells.reconciliation.posting import PostingWaits
 from cells.reconciliation.rules import Posting
 from cells.reconciliation.run import Reconciler
@@ -79,8 +79,12 @@ class Ledger:
 
     def __init__(self) -> None:
         self.posted: dict[str, Posting] = {}
+        self.reported: set[str] = set()
         self.calls = 0
         self.dies_at = 0
+
+    async def report(self, outcome: Reported) -> None:
+        self.reported.add(outcome.attempt_id)
 
     async def post(self, posting: Posting) -> str:
         self.calls += 1
@@ -198,6 +202,28 @@ async def test_a_corrected_statement_explains_what_it_corrects(bank: Bank) -> No
     assert now[BreakClass.SHORT] == "matched_later"
     assert now[BreakClass.DUPLICATE] == "case"
     assert now[BreakClass.AMOUNT] == "adjusted"
+
+
+async def test_a_statement_tells_the_outcome_that_nobody_knew(bank: Bank) -> None:
+    world, ledger = a_day("unknown", good=5), Ledger()
+    unknown = world.ours[-1]
+    world.theirs.append(world.line_of(unknown))
+    await write_attempts(bank.engine, "north", world.ours)
+    bank.give(DAY, world)
+    assert (await bank.finish(DAY, ledger)).state == RunState.DONE
+    assert ledger.reported == {unknown.attempt_id}
+    async with bank.engine.begin() as connection:
+        await connection.execute(
+            text(
+                "UPDATE attempts SET state = 'approved', clearing_date = :day WHERE attempt_id = :a"
+            ),
+            {"day": DAY.isoformat(), "a": unknown.attempt_id},
+        )
+    bank.give(NEXT, world, tomorrow=True)
+    world.tomorrow.append(world.line_of(world.attempt()))
+    bank.give(NEXT, world, tomorrow=True)
+    await bank.finish(NEXT, ledger)
+    assert [row.state for row in await bank.breaks(DAY)] == ["matched_later"]
 
 
 async def _reopen(bank: Bank, day: date) -> None:
