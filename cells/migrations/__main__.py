@@ -1,4 +1,7 @@
-"""python -m cells.migrations upgrade|sql|current DATABASE_URL"""
+"""python -m cells.migrations upgrade|sql|current DATABASE_URL
+
+`@FILE` instead of a URL reads it from a file, where secrets belong.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,13 @@ def config_for(database_url: str) -> Config:
 
 
 def main() -> None:
-    match sys.argv[1:]:
+    arguments = sys.argv[1:]
+    if len(arguments) == 2 and arguments[1].startswith("@"):
+        try:
+            arguments[1] = Path(arguments[1][1:]).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise SystemExit(f"{arguments[1]}: {error.strerror}") from None
+    match arguments:
         case ["upgrade", database_url]:
             command.upgrade(config_for(database_url), "head")
         case ["sql", database_url]:

@@ -22,6 +22,7 @@ from cells.verification.auditor import audit
 from cells.verification.model import Report, lines
 from control.cellctl import access, operate, policies
 from control.cellctl.acting import MissingValue, take_acting
+from control.cellctl.console.command import app as console_app
 from control.cellctl.drill import app as drill_app
 from control.cellctl.load import (
     Loader,
@@ -50,6 +51,7 @@ from control.cellctl.show import (
     table,
 )
 from control.cellctl.status import show_status, status_document
+from control.cellctl.watch import watch
 from control.mesh import launcher
 from control.mesh.errors import MeshError
 from control.mesh.options import MeshOptions
@@ -65,6 +67,8 @@ app.add_typer(policies.app, name="policy")
 app.command()(policies.degrade)
 app.add_typer(drill_app, name="drill")
 app.add_typer(reconcile_app, name="reconcile")
+app.add_typer(console_app, name="console")
+app.command()(watch)
 
 DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]

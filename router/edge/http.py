@@ -7,6 +7,7 @@ guide for edge proxies says ("Configuring Envoy as an edge proxy").
 
 from __future__ import annotations
 
+import base64
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,8 @@ def _routes() -> dict[str, Any]:
 
 def _transcoding() -> dict[str, Any]:
     return {
-        "proto_descriptor": str(descriptors()),
+        # Not a path: Envoy may run where this package is not.
+        "proto_descriptor_bin": base64.b64encode(descriptors().read_bytes()).decode("ascii"),
         "services": transcoded_services(),
         "convert_grpc_status": True,
         # A user ID may hold any character; percent-encoded in the path it comes out as it was.
