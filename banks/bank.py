@@ -64,6 +64,10 @@ class Bank:
         self.arrivals: deque[Arrival] = deque(maxlen=_LOG_MAX)
         # Answers to requests that the tongue could not read, bad MACs, and the like.
         self.oddities: Counter[str] = Counter()
+        # Network messages by their code, as far as the tongue has such.
+        self.network: Counter[str] = Counter()
+        # What else the tongue can be told to do (POST /do/{command}).
+        self.commands: dict[str, Callable[[], None]] = {"hang-up": self.hang_up}
         # How to close each connection that is open.
         self.connections: set[Callable[[], None]] = set()
         self._seen: Counter[str] = Counter()
@@ -82,6 +86,7 @@ class Bank:
         self.book = Book(self.name)
         self.arrivals.clear()
         self.oddities.clear()
+        self.network.clear()
         self._seen.clear()
 
     @property
@@ -112,12 +117,11 @@ class Bank:
         """Has the effect, whatever the behaviour."""
         return self._do(asked)
 
-    def hang_up(self) -> int:
+    def hang_up(self) -> None:
         """Closes the connections that the tongue has open."""
         closing, self.connections = self.connections, set()
         for close in closing:
             close()
-        return len(closing)
 
     def statement(self, day: date) -> tuple[list[Row], list[Made]]:
         return statement(self.book, day.isoformat(), self.orders, self.behaviour.seed)

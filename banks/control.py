@@ -8,9 +8,11 @@ GET  /holdings             all, in the order in which they came
 GET  /totals?currency=     what moved
 GET  /arrivals             each request as it came, the last 10,000; ?reference= of one
 GET  /oddities             what the tongue could not read or believe, counted
+GET  /network              network messages by code (sign-on, echo, …), counted
 GET  /statement/{day}      rows, and the errors that were made in them
 POST /ask                  a request as if it had come over the wire, without misbehaviour
-POST /hang-up              closes all connections of the tongue
+POST /do/hang-up           closes all connections of the tongue
+POST /do/{command}         what else the tongue can (iso8583: change-key)
 POST /forget               an empty book
 """
 
@@ -55,9 +57,10 @@ class Control:
                 web.get("/totals", self._totals),
                 web.get("/arrivals", self._arrivals),
                 web.get("/oddities", self._oddities),
+                web.get("/network", self._network),
                 web.get("/statement/{day}", self._statement),
                 web.post("/ask", self._ask),
-                web.post("/hang-up", self._hang_up),
+                web.post("/do/{command}", self._do),
                 web.post("/forget", self._forget),
             ]
         )
@@ -107,6 +110,9 @@ class Control:
     async def _oddities(self, request: web.Request) -> web.Response:
         return _json(dict(self._bank.oddities))
 
+    async def _network(self, request: web.Request) -> web.Response:
+        return _json(dict(self._bank.network))
+
     async def _statement(self, request: web.Request) -> web.Response:
         try:
             day = date.fromisoformat(request.match_info["day"])
@@ -120,8 +126,12 @@ class Control:
     async def _ask(self, request: web.Request) -> web.Response:
         return _json(asdict(self._bank.ask(_ASKED.validate_json(await request.read()))))
 
-    async def _hang_up(self, request: web.Request) -> web.Response:
-        return _json({"closed": self._bank.hang_up()})
+    async def _do(self, request: web.Request) -> web.Response:
+        command = self._bank.commands.get(request.match_info["command"])
+        if command is None:
+            raise web.HTTPNotFound(text=f"it can {', '.join(sorted(self._bank.commands))}")
+        command()
+        return _json({})
 
     async def _forget(self, request: web.Request) -> web.Response:
         self._bank.forget()

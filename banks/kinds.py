@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+from banks import iso8583
 from banks.bank import Bank
+from banks.batch import batch
+from banks.clearing import clearing
 
 # Serves while it is open; gives the ports (by name) that the process prints.
 Tongue = Callable[[Bank, Mapping[str, object]], AbstractAsyncContextManager[Mapping[str, int]]]
@@ -18,5 +21,8 @@ async def _mute(bank: Bank, options: Mapping[str, object]) -> AsyncIterator[Mapp
 
 
 KINDS: dict[str, Tongue] = {
+    "batch": batch,
+    "clearing": clearing,
+    "iso8583": iso8583.serving,
     "mute": _mute,
 }

@@ -23,6 +23,7 @@ from banks.bank import Bank
 from banks.control import Control
 from banks.kinds import KINDS
 from banks.settings import BankSettings, read
+from banks.statements import StatementOptions, serve_statements
 
 _PARENT_POLL_S = 0.2
 
@@ -32,7 +33,11 @@ async def open_bank(settings: BankSettings) -> AsyncIterator[tuple[Bank, Mapping
     """A bank within this process; its ports, `control` among them."""
     bank = Bank(settings.name, settings.behaviour, settings.cut_off, settings.zone)
     bank.orders = settings.statement
-    async with KINDS[settings.kind](bank, settings.options) as ports:
+    async with (
+        KINDS[settings.kind](bank, settings.options) as tongue,
+        serve_statements(bank, settings.statements or StatementOptions()) as files,
+    ):
+        ports = {**tongue, **files}
         control = Control(bank, settings.kind, ports)
         runner = web.AppRunner(control.application(), access_log=None)
         await runner.setup()

@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter
 
 from banks.behaviour import DOCUMENT, Behaviour
 from banks.statement import StatementOrders
+from banks.statements import StatementOptions
 
 
 @DOCUMENT
@@ -24,6 +25,8 @@ class BankSettings:
     options: Mapping[str, object] = field(default_factory=dict)
     behaviour: Behaviour = field(default_factory=Behaviour)
     statement: StatementOrders = field(default_factory=StatementOrders)
+    # Where its statements can be fetched; None: nowhere.
+    statements: StatementOptions | None = None
     # Of the control API; 0: a free one.
     control_port: Annotated[int, Field(ge=0, le=65_535)] = 0
     # When the bank's next day begins, in its zone; midnight: with the calendar.

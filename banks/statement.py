@@ -93,6 +93,30 @@ class FeeTier:
     kinds: tuple[RowKind, ...] = (RowKind.PURCHASE,)
 
 
+class FileFault(StrEnum):
+    """What may be wrong with a file (banks.statement_files), whatever its rows."""
+
+    MISSING = "missing"
+    # The day before's, under this day's name.
+    STALE = "stale"
+    WRONG_DAY = "wrong_day"
+    WRONG_TOTAL = "wrong_total"
+    WRONG_COUNT = "wrong_count"
+    WRONG_HASH_TOTAL = "wrong_hash_total"
+    OTHER_CHANNEL = "other_channel"
+    TRUNCATED = "truncated"
+    # Cut between two lines.
+    NO_TAIL = "no_tail"
+    CHARSET = "charset"
+    GARBAGE = "garbage"
+    EMPTY = "empty"
+    # A byte has changed on its way, and its hash tells so.
+    CORRUPTED = "corrupted"
+    # Of XML; of the others, garbage.
+    BOMB = "bomb"
+    EXTERNAL_ENTITY = "external_entity"
+
+
 @DOCUMENT
 @dataclass(frozen=True, slots=True)
 class StatementOrders:
@@ -101,6 +125,11 @@ class StatementOrders:
     fees: tuple[FeeTier, ...] = ()
     # One row a currency and day with the sum of fees, instead of a fee in each row.
     fees_apart: bool = False
+    # What is wrong with the file itself, whatever its rows (banks.statement_files.FileFault).
+    file_fault: FileFault | None = None
+    # So many transfers break, each after so many bytes.
+    breaks: Annotated[int, Field(ge=0)] = 0
+    break_after: Annotated[int, Field(ge=0)] = 65_536
 
 
 ORDERS: TypeAdapter[StatementOrders] = TypeAdapter(StatementOrders)

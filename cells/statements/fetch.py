@@ -21,7 +21,7 @@ import structlog
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 
-from cells.channels.interface import StatementFile, StatementMissing
+from cells.channels.interface import StatementFile, StatementMissing, StatementSource
 from cells.statements.layouts import Layout
 from cells.statements.model import FaultReason, StatementFault
 
@@ -42,6 +42,8 @@ class Retrying:
     # Without a byte for so long, the connection counts as broken.
     silence_max_s: float = 20.0
     bytes_max: int = 8 * 1024**3
+    # Written down at once: what a broken connection loses at the most.
+    block_bytes: Annotated[int, Field(ge=1)] = 256 * 1024
 
 
 @checked(frozen=True, slots=True, config=_STRICT)
@@ -193,6 +195,15 @@ def fill(template: str, channel: str, day: date) -> str:
 def _spread(attempt: int, retrying: Retrying) -> float:
     delay = min(retrying.backoff_cap_s, retrying.backoff_base_s * 2.0 ** (attempt - 1))
     return random.uniform(0.5, 1.0) * delay
+
+
+def statement_source(settings: StatementSettings, channel: str) -> StatementSource:
+    """What an adapter's fetch_statement asks (cells.channels.registry)."""
+
+    async def source(day: date, into: Path) -> StatementFile:
+        return await fetch_statement(settings, channel, day, into)
+
+    return source
 
 
 async def fetch_statement(

@@ -69,7 +69,7 @@ class HttpsStatements:
         if answer.headers.get("Content-Encoding", "identity") != "identity":
             raise StatementMissing("the bank compresses, though it was asked not to")
         size = self._begin(answer, part)
-        async for block in answer.content.iter_chunked(_BLOCK_BYTES):
+        async for block in answer.content.iter_chunked(self._source.retrying.block_bytes):
             size = part.append(block, size)
         await asyncio.to_thread(self._check, answer, part, size)
 

@@ -11,7 +11,6 @@ import asyncssh
 from cells.channels.interface import StatementMissing
 from cells.statements.fetch import Part, SftpSource, TransferBroken, fill
 
-_BLOCK_BYTES = 1024**2
 _CHECKSUM_BYTES_MAX = 4096
 
 
@@ -43,7 +42,7 @@ class SftpStatements:
         async with client.open(path, "rb") as file:
             while True:
                 async with asyncio.timeout(self._source.retrying.silence_max_s):
-                    block = await file.read(_BLOCK_BYTES, size)
+                    block = await file.read(self._source.retrying.block_bytes, size)
                 if not block:
                     break
                 size = part.append(_bytes(block), size)

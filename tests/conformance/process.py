@@ -32,8 +32,16 @@ class BankProcess:
     async def ask(self, **asked: Any) -> Any:
         return await self._send("POST", "/ask", asked)
 
-    async def hang_up(self) -> None:
-        await self._send("POST", "/hang-up", {})
+    async def do(self, command: str) -> None:
+        await self._send("POST", f"/do/{command}", {})
+
+    async def forget(self) -> None:
+        """Behaves, and holds nothing."""
+        await self._send("POST", "/forget", {})
+        await self.behave()
+
+    async def network(self) -> Any:
+        return await self._get("/network")
 
     async def held(self, reference: str) -> Any:
         """What it holds for a reference; None: nothing."""
