@@ -25,6 +25,7 @@ def status_of(reason: Reason) -> grpc.StatusCode:
             | Reason.CHARGE_NOT_FOUND
             | Reason.PAYOUT_NOT_FOUND
             | Reason.ATTEMPT_NOT_FOUND
+            | Reason.INSTRUMENT_NOT_FOUND
             | Reason.ACCOUNT_NOT_FOUND
             | Reason.MERCHANT_NOT_FOUND
             | Reason.PAYER_NOT_FOUND
@@ -57,8 +58,12 @@ def status_of(reason: Reason) -> grpc.StatusCode:
             | Reason.NOTHING_TO_SETTLE
             | Reason.INSUFFICIENT_FUNDS
             | Reason.BALANCE_TOO_LARGE
+            | Reason.INSTRUMENT_REMOVED
+            | Reason.INSTRUMENT_EXPIRED
         ):
             return grpc.StatusCode.FAILED_PRECONDITION
+        case Reason.INSTRUMENT_CHANGED | Reason.KEY_REPLACED:
+            return grpc.StatusCode.ABORTED
         case _:
             assert_never(reason)
 

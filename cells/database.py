@@ -56,6 +56,8 @@ def make_engine(
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=5,
+        # Errors would quote them (pitfall 34).
+        hide_parameters=True,
         connect_args={"server_settings": server_settings, "timeout": 5, "ssl": _ssl(url)},
     )
 

@@ -29,6 +29,7 @@ from router.policies.model import (
     Degradation,
     Dependency,
     Feature,
+    Keys,
     Mode,
 )
 from router.policies.rules import PolicySet
@@ -69,6 +70,10 @@ class Policing:
 
     def mode(self, feature: Feature) -> Mode:
         return self._modes.get(feature, Mode.ON)
+
+    def keys(self) -> list[Keys]:
+        """What operators say of the vault's keys."""
+        return self._follower.now.of(Keys, self.cell)
 
     async def run(self) -> None:
         """For ever."""

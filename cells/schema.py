@@ -13,7 +13,8 @@ import cells.orders.tables
 import cells.payments.tables
 import cells.payouts.tables
 import cells.reconciliation.tables
-import cells.transfers.tables  # noqa: F401
+import cells.transfers.tables
+import cells.vault.tables  # noqa: F401
 from cells.fencing.tables import metadata
 
 __all__ = ["metadata"]

@@ -117,6 +117,20 @@ class BankingSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class VaultSettings:
+    # The local KMS's file of master keys (cells/vault/keystore.py), the same for every cell of the
+    # mesh; empty: the vault stays shut.
+    keystore: str = ""
+    # A table of BINs of the operator's own; empty: the package's.
+    bins: str = ""
+    # How often each cell looks whether keys of its slots are to be replaced.
+    look_interval_s: float = 30.0
+    # Rows that are sealed anew in one commit, and the pause after it: rotation waits for payments.
+    batch_size_max: int = 64
+    pause_s: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
 class CellSettings:
     cell: str
     region: str
@@ -154,6 +168,7 @@ class CellSettings:
     banking: BankingSettings = field(default_factory=BankingSettings)
     # The banks that it reaches; empty: it takes no charges and no payouts.
     channels: tuple[ChannelSettings, ...] = ()
+    vault: VaultSettings = field(default_factory=VaultSettings)
 
 
 def read_settings(path: Path) -> CellSettings:

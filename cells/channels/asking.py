@@ -52,7 +52,7 @@ class Asking:
     ) -> Answer:
         """An authorisation or a payout, once. `written_at_s`: monotonic, before the commit."""
         try:
-            instrument = await self._vault.reveal(instrument_id)
+            instrument = await self._vault.reveal(instrument_id, attempt.attempt_id)
         except Refusal as refusal:
             log.warning("an instrument is not revealed", reason=refusal.reason)
             if refusal.code in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION}:

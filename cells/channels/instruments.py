@@ -29,6 +29,6 @@ class Vault(Protocol):
 
     async def facts(self, instrument_id: str) -> InstrumentFacts: ...
 
-    async def reveal(self, instrument_id: str) -> Instrument:
-        """In memory, for one request to a bank; never kept."""
+    async def reveal(self, instrument_id: str, purpose: str) -> Instrument:
+        """In memory, for one request to a bank; never kept. `purpose`: the attempt, for the log."""
         ...

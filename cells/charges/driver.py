@@ -21,7 +21,7 @@ from cells.channels.attempts import ATTEMPTS, Attempt, AttemptState
 from cells.channels.choosing import Ask, Chooser, Following, following
 from cells.channels.drives import Drives
 from cells.channels.instruments import InstrumentFacts, Vault
-from cells.channels.model import Answer, Operation, Verdict
+from cells.channels.model import Answer, AnswerReason, Operation, Verdict
 from cells.channels.rules import as_repeatable, is_open, new_attempt
 from cells.channels.writing import tried_channels, written
 from cells.charges.model import OPEN_CHARGES, Charge, ChargeState
@@ -156,6 +156,11 @@ class Charging:
         assert original is not None
         answer = await self._asking.void(void, original)
         step = await self.answer(charge, void, answer, age_s)
+        if answer.reason == AnswerReason.NOT_FOUND and step.charge.state in OPEN_CHARGES:
+            # It may be on its way there yet: a query's "not found" is a promise, a VOID's is not.
+            if self._asking.can(original.channel, Operation.QUERY):
+                answer = await self._asking.query(original, mint_now(Kind.ATTEMPT, void.slot))
+            step = await self.answer(step.charge, original, answer, age_s)
         if step.charge.state in OPEN_CHARGES and age_s >= self._settings.alarm_after_s:
             alarm(void, age_s)
 

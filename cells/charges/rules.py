@@ -229,13 +229,6 @@ class AnswerCharge:
         authorise = book.get(ATTEMPTS, charge.attempt_id)
         void = book.get(ATTEMPTS, charge.void_id) if charge.void_id else None
         assert authorise is not None
-        if void is not None and _never_came(void) and is_open(authorise):
-            authorise = book.put(
-                ATTEMPTS,
-                authorise._replace(
-                    state=AttemptState.FAILED, reason=AnswerReason.NOT_FOUND, touched_at=book.now
-                ),
-            )
         event = event_of(charge, authorise, void, can_go_on=self.following is not None)
         if event is None:
             return Accepted(charge)
@@ -290,11 +283,6 @@ class AnswerCharge:
         charge = book.put(CHARGES, charge._replace(reason=reason))
         tell_charge(book, self.event_id, charge)
         return charge
-
-
-def _never_came(void: Attempt) -> bool:
-    """The channel is sure, of what was to be voided, that it never saw it and never will."""
-    return void.state == AttemptState.FAILED and void.reason == AnswerReason.NOT_FOUND
 
 
 @dataclass(frozen=True, slots=True)

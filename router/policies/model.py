@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, with_config
+from pydantic import AwareDatetime, ConfigDict, Field, with_config
 
 POLICIES_PREFIX = "/cellpay/policies/"
 REPORTS_PREFIX = "/cellpay/policy-reports/"
@@ -32,6 +32,7 @@ class PolicyKind(StrEnum):
     BREAKERS = "breakers"
     DEGRADATION = "degradation"
     LIMITS = "limits"
+    KEYS = "keys"
 
 
 class RetryCode(StrEnum):
@@ -172,6 +173,7 @@ class Feature(StrEnum):
     STATEMENTS = "statements"
     RISK_MODEL = "risk_model"
     REFUNDS = "refunds"
+    PAYOUTS = "payouts"
 
 
 class Mode(StrEnum):
@@ -268,4 +270,16 @@ class Limits:
     criticality: Mapping[Method, Criticality] = field(default_factory=dict)
 
 
-Document = Traffic | Breakers | Degradation | Limits
+@_DOCUMENT
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """When the vault's data keys are replaced, and what they sealed is sealed anew."""
+
+    cells: Cells = ()
+    # A key's cryptoperiod.
+    period_days: Annotated[float, Field(gt=0, le=3650)] = 365.0
+    # Keys made before this moment are replaced now: rotation by hand.
+    rotate_before: AwareDatetime | None = None
+
+
+Document = Traffic | Breakers | Degradation | Limits | Keys

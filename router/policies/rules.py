@@ -24,6 +24,7 @@ from router.policies.model import (
     Degradation,
     Document,
     Feature,
+    Keys,
     Limits,
     Mode,
     PolicyKind,
@@ -38,6 +39,7 @@ _TYPES: Mapping[PolicyKind, type[Document]] = {
     PolicyKind.BREAKERS: Breakers,
     PolicyKind.DEGRADATION: Degradation,
     PolicyKind.LIMITS: Limits,
+    PolicyKind.KEYS: Keys,
 }
 _HARM = {Mode.ON: 0, Mode.DEFERRED: 1, Mode.OFF: 2}
 # The least important go first. What a higher class loses, a lower one has lost before.
@@ -48,6 +50,7 @@ CLASSES: Mapping[Feature, Criticality] = {
     Feature.STATEMENTS: Criticality.SHEDDABLE_PLUS,
     Feature.RISK_MODEL: Criticality.CRITICAL,
     Feature.REFUNDS: Criticality.CRITICAL,
+    Feature.PAYOUTS: Criticality.CRITICAL,
 }
 # Of levels 1, 2 and 3.
 MODES: Mapping[Feature, tuple[Mode, Mode, Mode]] = {
@@ -57,11 +60,12 @@ MODES: Mapping[Feature, tuple[Mode, Mode, Mode]] = {
     Feature.STATEMENTS: (Mode.ON, Mode.OFF, Mode.OFF),
     Feature.RISK_MODEL: (Mode.ON, Mode.ON, Mode.OFF),
     Feature.REFUNDS: (Mode.ON, Mode.ON, Mode.OFF),
+    Feature.PAYOUTS: (Mode.ON, Mode.ON, Mode.DEFERRED),
 }
 # Money that is under way cannot be switched off, and an event must not be lost.
 _NEVER_OFF = frozenset({Feature.NOTIFICATION})
 
-D = TypeVar("D", Traffic, Breakers, Degradation, Limits)
+D = TypeVar("D", Traffic, Breakers, Degradation, Limits, Keys)
 
 
 class InvalidPolicy(ValueError):
@@ -161,7 +165,7 @@ def _contradictions(document: Document) -> list[Violation]:
             return _of_degradation(document)
         case Limits():
             return _of_limits(document)
-        case Breakers():
+        case Breakers() | Keys():
             return []
 
 

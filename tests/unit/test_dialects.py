@@ -29,6 +29,7 @@ from cells.payments.tables import PAYMENTS, REFUNDS
 from cells.payouts.tables import PAYOUTS
 from cells.settings import BankingSettings
 from cells.transfers.tables import BRANCHES, TRANSFERS
+from cells.vault.tables import INSTRUMENTS, KEYS, LOOKUPS
 
 ALL: list[RecordType[Any]] = [
     ACCOUNTS,
@@ -48,6 +49,9 @@ ALL: list[RecordType[Any]] = [
     CHARGE_REFUNDS,
     PAYOUTS,
     ADJUSTMENTS,
+    INSTRUMENTS,
+    LOOKUPS,
+    KEYS,
 ]
 NAMES = ("postgresql.asyncpg", "cockroachdb.asyncpg")
 

@@ -4,7 +4,7 @@ They belong to no slot (cells/reconciliation/tables.py says why), and a handful 
 them: on CockroachDB they stay in the database's primary region.
 
 Revision ID: 0008
-Revises: 0006
+Revises: 0007
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0008"
-down_revision = "0006"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 
