@@ -182,8 +182,10 @@ async def serve(settings: CellSettings, role: Role) -> None:
                     group.create_task(serve_probes(settings.probe_listen, here.takes_work))
                     group.create_task(membership.keep_lease())
                     group.create_task(workers.run(membership.announce))
-                    rotation = Rotation(lanes, here, vault, settings.vault, policing.keys)
-                    _mend_in(group, gains, recovery, settlement, rotation)
+                    _mend_in(
+                        group, gains, recovery, settlement,
+                        Rotation(lanes, here, vault, settings.vault, policing.keys),
+                    )  # fmt: skip
                 else:
                     here.set_alive(False)
                     group.create_task(membership.follow_lease())

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import grpc
 from cellpay.channels.v1 import channels_pb2 as pb
-from cellpay.channels.v1 import channels_pb2_grpc
 from cellpay.money.v1.money_pb2 import Money
 
 from cells.reconciliation.model import Reported
@@ -53,13 +52,7 @@ class Poster(Protocol):
 
 class MeshPoster:
     def __init__(self, mesh: Mesh) -> None:
-        channel = cast(Any, mesh.channel)
-        self._adjustments: channels_pb2_grpc.AdjustmentsServiceAsyncStub = (
-            channels_pb2_grpc.AdjustmentsServiceStub(channel)
-        )
-        self._reports: channels_pb2_grpc.ReportsServiceAsyncStub = (
-            channels_pb2_grpc.ReportsServiceStub(channel)
-        )
+        self._mesh = mesh
 
     async def report(self, outcome: Reported) -> None:
         request = pb.ReportRequest(
@@ -70,7 +63,7 @@ class MeshPoster:
             clearing_date=outcome.clearing_date,
         )
         with _judging_errors():
-            await self._reports.Report(request, timeout=_TIMEOUT_S)
+            await self._mesh.reports.Report(request, timeout=_TIMEOUT_S)
 
     async def post(self, posting: Posting) -> str:
         request = pb.AdjustRequest(
@@ -84,7 +77,7 @@ class MeshPoster:
             approved_by=posting.approved_by[:_NAME_CHARACTERS_MAX],
         )
         with _judging_errors():
-            adjustment = await self._adjustments.Adjust(request, timeout=_TIMEOUT_S)
+            adjustment = await self._mesh.adjustments.Adjust(request, timeout=_TIMEOUT_S)
         return adjustment.adjustment_id
 
 
