@@ -58,6 +58,19 @@ _LINE = f"o.expect IN ('{Expectation.LINE}', '{Expectation.PAIR}')"
 _AGREES = f"""(({_LINE} AND t.status = 'booked' AND o.amount = t.amount
     AND o.currency = t.currency)
     OR (o.expect = 'nothing' AND t.status NOT IN ('booked', 'pending')))"""
+# Of what both sides may agree on: key, money and whether it moved; NULL agrees with nothing. 128
+# bits of MD5: not against forgers, who could as well write the reference itself.
+_DIGESTS_OURS = (
+    "CASE WHEN expect IN ('line', 'pair')"
+    " THEN md5_number(concat('m', amount, currency, {0})) WHEN expect = 'nothing'"
+    " THEN md5_number(concat('n', {0})) END"
+)
+_DIGESTS_THEIRS = (
+    "CASE WHEN {0} = '' OR status = 'pending' THEN NULL WHEN status = 'booked'"
+    " THEN md5_number(concat('m', amount, currency, {0})) ELSE md5_number(concat('n', {0})) END"
+)
+# Digests that a megabyte holds, with what a hash join adds to them; more go in parts.
+_ROWS_A_MB = 10_000
 _BETTER = f"{_AGREES} DESC, o.kind = t.kind DESC, o.amount = t.amount DESC, t.line_no, o.attempt_id"
 # Rounds of one-to-one matching on a key that repeats on both sides.
 _ROUNDS_MAX = 64
@@ -102,7 +115,9 @@ class Matching:
         sources: Sources,
         policy: ChannelPolicy,
         limits: Limits,
+        settings: EngineSettings | None = None,
     ) -> None:
+        self._memory_mb = (settings or EngineSettings()).memory_limit_mb
         self._db = connection
         self._sources = sources
         self._policy = policy
@@ -110,6 +125,7 @@ class Matching:
         self._lead = How.REFERENCE
         self.seconds: dict[str, float] = {}
         self.lines = 0
+        self.ours = 0
 
     def run(self) -> tuple[Pool, tuple[Sums, ...]]:
         """Raises Implausible."""
@@ -173,6 +189,7 @@ class Matching:
                 self._lead = how
                 break
         self.lines = self._one("SELECT count(*) FROM all_theirs WHERE carried = ''")
+        self.ours = self._one("SELECT count(*) FROM all_ours")
 
     def _batches(self) -> list[Batch]:
         """Batch lines against the sum of their items; the items then need no line of their own."""
@@ -227,28 +244,50 @@ class Matching:
         self._db.execute(
             "CREATE TEMP TABLE keys AS SELECT key FROM t_keys UNION SELECT key FROM o_keys"
         )
-        sides = f"{_renamed('o', OURS_COLUMNS)}, {_renamed('t', THEIRS_COLUMNS)}"
+        # What agrees has the same digest on both sides; ours and theirs are never in memory whole,
+        # only the digests of one of them. Carried rows and repeated keys are left to the pool, and
+        # so are their counterparts.
+        parts = max(1, -(-max(self.lines, self.ours) // (self._memory_mb * _ROWS_A_MB)))
+        single = "carried = '' AND {} NOT IN (SELECT key FROM keys)"
+        with_t = f"SELECT {_THEIRS} FROM lines WHERE {single.format(yours)}"
+        with_o = f"SELECT {_OURS} FROM o_all WHERE {single.format(mine)}"
+        t_digest, o_digest = _DIGESTS_THEIRS.format(yours), _DIGESTS_OURS.format(mine)
+        self._db.execute(f"CREATE TEMP TABLE pt AS SELECT CAST(0 AS BIGINT) AS tid, * FROM"
+                         f" ({with_t}) LIMIT 0")  # fmt: skip
+        self._db.execute(f"CREATE TEMP TABLE po AS SELECT CAST(0 AS BIGINT) AS oid, * FROM"
+                         f" ({with_o}) LIMIT 0")  # fmt: skip
+        for part in range(parts):
+            self._apart("pt", with_t, t_digest, with_o, o_digest, part, parts)
         self._db.execute(
-            f"""CREATE TEMP TABLE apart AS SELECT {sides} FROM o_all AS o
-            FULL JOIN lines AS t ON o.{mine} = nullif(t.{yours}, '')
-            WHERE (NOT COALESCE({_AGREES}, false) OR o.carried <> '' OR t.carried <> '')
-                AND NOT (t.line_no IS NULL AND o.expect = 'nothing' AND o.carried = '')
-                AND COALESCE(nullif(t.{yours}, ''), o.{mine}, '') NOT IN (SELECT key FROM keys)"""
-        )
-        self._db.execute(
-            f"""CREATE TEMP TABLE po AS SELECT row_number() OVER () AS oid, * FROM (
-                SELECT {_back("o", OURS_COLUMNS)} FROM apart WHERE o_attempt_id IS NOT NULL
-                UNION ALL SELECT {_OURS} FROM o_all
-                WHERE {mine} IN (SELECT key FROM keys))"""
-        )
-        self._db.execute(
-            f"""CREATE TEMP TABLE pt AS SELECT row_number() OVER () AS tid, * FROM (
-                SELECT {_back("t", THEIRS_COLUMNS)} FROM apart WHERE t_line_no IS NOT NULL
-                UNION ALL SELECT {_THEIRS} FROM lines WHERE {yours} IN (SELECT key FROM keys)
+            f"""INSERT INTO pt SELECT 0, * FROM (
+                SELECT {_THEIRS} FROM lines
+                WHERE carried <> '' OR {yours} IN (SELECT key FROM keys)
                 UNION ALL SELECT {_THEIRS} FROM batch_lines
                 WHERE bid NOT IN (SELECT bid FROM batch_items))"""
         )
-        self._db.execute("DROP TABLE apart")
+        # What was refused is of interest only where the bank has a line of it.
+        with_o += f" AND (expect <> 'nothing' OR {mine} IN (SELECT {yours} FROM pt))"
+        for part in range(parts):
+            self._apart("po", with_o, o_digest, with_t, t_digest, part, parts)
+        self._db.execute(
+            f"""INSERT INTO po SELECT 0, {_OURS} FROM o_all
+            WHERE carried <> '' OR {mine} IN (SELECT key FROM keys)"""
+        )
+        self._db.execute("UPDATE pt SET tid = rowid")
+        self._db.execute("UPDATE po SET oid = rowid")
+
+    def _apart(
+        self, into: str, rows: str, digest: str, others: str, theirs: str, part: int, parts: int
+    ) -> None:
+        """Rows whose digest the other side does not have, of one part of all digests."""
+        here = f"WHERE COALESCE(digest, 0) % {parts} = {part}" if parts > 1 else ""
+        self._db.execute(
+            f"""INSERT INTO {into} SELECT 0, r.* EXCLUDE digest FROM (
+                SELECT * FROM (SELECT *, {digest} AS digest FROM ({rows})) {here}
+            ) AS r ANTI JOIN (
+                SELECT digest FROM (SELECT {theirs} AS digest FROM ({others})) {here}
+            ) AS s ON r.digest = s.digest"""
+        )
 
     def _repeated(self, name: str, source: str, column: str) -> None:
         """Keys that stand more than once: first by their hash, in an eighth of the memory."""
@@ -263,14 +302,13 @@ class Matching:
         )
 
     def _plausible(self) -> None:
-        ours = self._one("SELECT count(*) FROM all_ours")
         apart = max(
             self._one("SELECT count(*) FROM po WHERE carried = ''"),
             self._one("SELECT count(*) FROM pt WHERE carried = ''"),
         )
-        if is_implausible(apart, max(ours, self.lines), self._limits):
+        if is_implausible(apart, max(self.ours, self.lines), self._limits):
             raise Implausible(
-                f"{apart} of {ours} attempts and {self.lines} lines differ: the statement is"
+                f"{apart} of {self.ours} attempts and {self.lines} lines differ: the statement is"
                 " partial, or not of this day"
             )
 
@@ -459,11 +497,3 @@ def _quoted(text: object) -> str:
 
 def _prefixed(alias: str, columns: Mapping[str, str]) -> str:
     return ", ".join(f"{alias}.{name}" for name in columns)
-
-
-def _renamed(alias: str, columns: Mapping[str, str]) -> str:
-    return ", ".join(f"{alias}.{name} AS {alias}_{name}" for name in columns)
-
-
-def _back(alias: str, columns: Mapping[str, str]) -> str:
-    return ", ".join(f"{alias}_{name} AS {name}" for name in columns)

@@ -184,8 +184,9 @@ class Reconciler:
             carried = folder / "lines.parquet"
             to_parquet(connection, [folder / "lines.csv"], THEIRS_COLUMNS, carried)
             matching = Matching(
-                connection, Sources(ours, statement, carried), policy, self._settings.limits
-            )
+                connection, Sources(ours, statement, carried), policy, self._settings.limits,
+                self._settings.engine,
+            )  # fmt: skip
             pool, sums = matching.run()
             return judge(pool, sums, policy, lines=matching.lines, seconds=matching.seconds)
 

@@ -93,13 +93,14 @@ def injected(rows: int) -> Counter[tuple[str, str]]:
     return breaks
 
 
-def match(folder: Path) -> dict[str, Any]:
+def match(folder: Path, memory_limit_mb: int) -> dict[str, Any]:
     """In a process of its own: what it took, and what was found."""
     began = time.perf_counter()
-    with engine(folder, EngineSettings()) as connection:
+    settings = EngineSettings(memory_limit_mb)
+    with engine(folder, settings) as connection:
         matching = Matching(
             connection, Sources(folder / "ours.parquet", folder / "theirs.parquet"), _POLICY,
-            Limits(fee_breaks_max=10_000),
+            Limits(fee_breaks_max=10_000), settings,
         )  # fmt: skip
         pool, sums = matching.run()
         outcome = judge(pool, sums, _POLICY, lines=matching.lines, seconds=matching.seconds)
@@ -117,12 +118,13 @@ def match(folder: Path) -> dict[str, Any]:
     }
 
 
-def run(rows: int) -> dict[str, Any]:
+def run(rows: int, memory_limit_mb: int = EngineSettings().memory_limit_mb) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="reconcile-"))
     try:
         generate(folder, rows)
         load = os.getloadavg()[0]
         child = [sys.executable, "-m", "tests.bench.reconcile", "--child", str(folder)]
+        child += ["--memory", str(memory_limit_mb)]
         done = subprocess.run(child, check=True, capture_output=True, text=True, cwd=_ROOT)
         figures: dict[str, Any] = json.loads(done.stdout)
         expected = injected(rows)
@@ -137,6 +139,7 @@ def run(rows: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load_before": round(load, 2),
         "rows_a_side": rows,
+        "memory_limit_mb": memory_limit_mb,
         "bytes": sizes,
         **figures,
         "injected": _by_class(expected),
@@ -157,12 +160,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--child", type=Path)
+    parser.add_argument("--memory", type=int, default=EngineSettings().memory_limit_mb)
     parser.add_argument("--out", type=Path, default=_ROOT / "bench/results/reconcile.json")
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(match(arguments.child)))
+        print(json.dumps(match(arguments.child, arguments.memory)))
         return
-    result = run(arguments.rows)
+    result = run(arguments.rows, arguments.memory)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
     if result["missed"] or result["invented"]:

@@ -32,6 +32,7 @@ from cells.reconciliation.settings import (
 )
 from cells.reconciliation.store import RunConflict, RunStore
 from cells.statements.layouts import CsvLayout
+from tests.bench.reconcile import run as run_bench
 from tests.integration.bank_side import write_attempts, write_statement
 from tests.integration.books import database_server, new_database
 from tests.property.bank_day import POLICY, World
@@ -317,7 +318,7 @@ async def test_killed_at_any_moment_it_comes_to_the_same_end(bank: Bank) -> None
     path = bank.folder / "settings.json"
     path.write_bytes(TypeAdapter(ReconciliationSettings).dump_json(bank.settings))
     chance = random.Random(5)
-    for _ in range(5):
+    for _ in range(3):
         process = await _started(path)
         await asyncio.sleep(chance.uniform(0.0, 0.25))
         process.kill()
@@ -336,6 +337,13 @@ async def test_killed_at_any_moment_it_comes_to_the_same_end(bank: Bank) -> None
     assert found == sorted(world.expected.elements())
     (sums,) = [item for item in json.loads((await bank.run(DAY)).sums) if item["ours"]]
     assert sums["ours"] == sum(row.expect in {"line", "pair"} for row in world.ours)
+
+
+def test_memory_does_not_grow_with_the_rows() -> None:
+    small = run_bench(50_000, memory_limit_mb=150)
+    large = run_bench(500_000, memory_limit_mb=150)
+    assert large["missed"] == large["invented"] == 0
+    assert large["peak_rss_mib"] < small["peak_rss_mib"] + 150
 
 
 async def _started(settings: Path) -> asyncio.subprocess.Process:

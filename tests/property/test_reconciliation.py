@@ -140,6 +140,17 @@ def test_two_attempts_of_one_amount_and_time_are_not_guessed_at() -> None:
     assert kinds == [BreakClass.LONG, BreakClass.SHORT, BreakClass.SHORT]
 
 
+def test_two_lines_of_one_amount_and_time_are_not_guessed_at() -> None:
+    world = World(3)
+    ours = world.attempt(kind="purchase", amount=500, bank_reference="")
+    bare = world.line_of(ours)._replace(reference="", short_reference="")
+    lines = [bare._replace(line_no=number, bank_reference=f"Z{number}") for number in (1, 2)]
+    outcome = reconcile([ours], lines)
+    assert not outcome.guesses
+    kinds = sorted(item.break_class for item in outcome.found)
+    assert kinds == [BreakClass.LONG, BreakClass.LONG, BreakClass.SHORT]
+
+
 def test_a_guess_beyond_its_limit_is_left_to_people() -> None:
     world = World(4)
     ours = world.attempt(kind="purchase", amount=LIMITS.guess_amount_max + 1, bank_reference="")
