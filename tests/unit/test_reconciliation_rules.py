@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 import pytest
 
@@ -29,7 +30,7 @@ from cells.reconciliation.model import (
 )
 from cells.reconciliation.report import amount_text, csv_cell, csv_text, page
 from cells.reconciliation.rules import Side, Verdict, break_id, decide, posting_of
-from cells.reconciliation.settings import ChannelPolicy, ClassRule, Limits
+from cells.reconciliation.settings import ChannelPolicy, ClassRule, Limits, read_settings
 from cells.reconciliation.store import STATEMENTS as STORED
 from cells.reconciliation.worker import due_days, next_run
 from control.reconciliation.model import TRANSITIONS as CASES
@@ -223,3 +224,11 @@ def test_statements_are_valid_on_both_engines() -> None:
     for statement in (*STORED, *DECIDED, *INTERNAL, DAY, CARRIED, NAMED):
         assert not re.search(r"(?i)::|\bMERGE\b|ONLY |ctid|xmin|WITH ORDINALITY|\bFILTER\b",
                              statement)  # fmt: skip
+
+
+def test_the_example_of_settings_is_read() -> None:
+    path = Path(__file__).resolve().parents[2] / "examples/reconciliation/settings.json"
+    settings = read_settings(path)
+    assert [policy.name for policy in settings.channels] == ["north", "south"]
+    assert settings.limits.rules[BreakClass.AMOUNT].adjust_max == 100
+    assert settings.channels[0].statement is not None
