@@ -48,6 +48,8 @@ class Change:
 
     row: Break
     before: str
+    # What was proposed for it was proposed for another amount.
+    other_amount: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,12 @@ class Changes:
         """Breaks that become cases."""
         rows = [*self.fresh, *(item.row for item in self.changed if item.before != "case")]
         return [row for row in rows if row.state == BreakState.CASE]
+
+    @property
+    def reopened(self) -> list[Break]:
+        """Cases whose proposal a corrected statement has overtaken."""
+        kept = (item.row for item in self.changed if item.other_amount)
+        return [row for row in kept if row.state == BreakState.CASE]
 
     @property
     def moot(self) -> list[Break]:
@@ -103,7 +111,7 @@ def merge(
     return Changes(
         tuple(row for name, row in rows.items() if name not in before),
         tuple(
-            Change(row, before[name])
+            Change(row, before[name], row.amount != original[name].amount)
             for name, row in rows.items()
             if name in before and row != original[name]
         ),

@@ -55,12 +55,16 @@ _OPEN_CASES = (
     " '', '' FROM unnest(CAST($1 AS text[]), CAST($2 AS text[]), CAST($3 AS text[]))"
     " AS u(channel, clearing_date, break_id) ON CONFLICT DO NOTHING"
 )
-_END_CASES = (
-    f"UPDATE reconciliation_cases AS c SET state = '{CaseState.MOOT}', version = c.version + 1,"
-    " touched_at = now() FROM unnest(CAST($1 AS text[]), CAST($2 AS text[]), CAST($3 AS text[]))"
+_CHANGE_CASES = (
+    "UPDATE reconciliation_cases AS c SET {}, version = c.version + 1, touched_at = now()"
+    " FROM unnest(CAST($1 AS text[]), CAST($2 AS text[]), CAST($3 AS text[]))"
     " AS u(channel, clearing_date, break_id) WHERE c.channel = u.channel"
     " AND c.clearing_date = u.clearing_date AND c.break_id = u.break_id"
     f" AND c.state <> '{CaseState.APPROVED}'"
+)
+_END_CASES = _CHANGE_CASES.format(f"state = '{CaseState.MOOT}'")
+_REOPEN_CASES = _CHANGE_CASES.format(
+    f"state = '{CaseState.OPENED}', proposal = '', maker = '', maker_reason = ''"
 )
 _MOVE_RUN = (
     "UPDATE reconciliation_runs SET state = $4, reason = $5, version = version + 1,"
@@ -82,8 +86,8 @@ _POSTED = (
     f" AND state = '{BreakState.ADJUSTING}'"
 )
 STATEMENTS = (
-    _INSERT_BREAKS, _UPDATE_BREAKS, _OPEN_CASES, _END_CASES, _MOVE_RUN, _MATCH_RUN, _BEGIN_RUN,
-    _POSTED,
+    _INSERT_BREAKS, _UPDATE_BREAKS, _OPEN_CASES, _END_CASES, _REOPEN_CASES, _MOVE_RUN,
+    _MATCH_RUN, _BEGIN_RUN, _POSTED,
 )  # fmt: skip
 
 
@@ -199,6 +203,7 @@ class RunStore:
                     raise RunConflict(f"breaks of {run.channel} changed meanwhile")
             await _cases(driver, _OPEN_CASES, changes.to_people)
             await _cases(driver, _END_CASES, changes.moot)
+            await _cases(driver, _REOPEN_CASES, changes.reopened)
             await commit(driver)
         return matched._replace(state=state, version=run.version + 1)
 

@@ -227,6 +227,30 @@ async def test_a_statement_tells_the_outcome_that_nobody_knew(bank: Bank) -> Non
     assert [row.state for row in await bank.breaks(DAY)] == ["matched_later"]
 
 
+async def test_a_proposal_does_not_outlive_the_amount_that_it_was_made_for(bank: Bank) -> None:
+    world, ledger = a_day(good=5), Ledger()
+    wrong = world.attempt(kind="purchase", amount=90_000)
+    line = world.line_of(wrong)
+    world.ours.append(wrong)
+    world.theirs.append(line._replace(amount=95_000, fee=line.fee))
+    await write_attempts(bank.engine, "north", world.ours)
+    bank.give(DAY, world)
+    await bank.finish(DAY, ledger)
+    async with bank.engine.begin() as connection:
+        await connection.execute(
+            text("UPDATE reconciliation_cases SET state = 'proposed', maker = 'ann'")
+        )
+    world.theirs[-1] = line._replace(amount=99_000, fee=line.fee)
+    bank.give(DAY, world)
+    await _reopen(bank, DAY)
+    await bank.finish(DAY, ledger)
+    (found,) = [row for row in await bank.breaks(DAY) if row.break_class == BreakClass.AMOUNT]
+    assert (found.amount, found.state) == (9_000, "case")
+    async with bank.engine.connect() as connection:
+        cases = await connection.execute(text("SELECT state, maker FROM reconciliation_cases"))
+        assert [tuple(case) for case in cases] == [("opened", "")]
+
+
 async def _reopen(bank: Bank, day: date) -> None:
     """As the control plane does it."""
     async with bank.engine.begin() as connection:
