@@ -20,7 +20,11 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 import cells.schema
-from cells.reconciliation.internal import positions
+from cells.adjustments.model import Side
+from cells.adjustments.rules import Adjust
+from cells.ledger.model import Accepted
+from cells.ledger.store import commit_group
+from cells.reconciliation.internal import CHECKS, internal, positions
 from cells.reconciliation.model import Break, BreakClass, Reported, Run, RunState
 from cells.reconciliation.posting import PostingWaits
 from cells.reconciliation.rules import Posting
@@ -249,6 +253,51 @@ async def test_a_proposal_does_not_outlive_the_amount_that_it_was_made_for(bank:
     async with bank.engine.connect() as connection:
         cases = await connection.execute(text("SELECT state, maker FROM reconciliation_cases"))
         assert [tuple(case) for case in cases] == [("opened", "")]
+
+
+class RealLedger(Ledger):
+    """The command behind AdjustmentsService, decided and committed by the ledger itself."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__()
+        self.engine = engine
+
+    async def post(self, posting: Posting) -> str:
+        await super().post(posting)
+        (outcome,) = await commit_group(self.engine, "a", [_command(posting)])
+        assert isinstance(outcome, Accepted), outcome
+        return str(outcome.resource.adjustment_id)
+
+
+def _command(posting: Posting) -> Adjust:
+    return Adjust(
+        posting.slot, posting.break_id, posting.channel, Side(posting.source),
+        Side(posting.target), "", posting.amount, posting.currency, posting.subject_id,
+        posting.reason, posting.approved_by,
+    )  # fmt: skip
+
+
+async def test_what_is_adjusted_stands_in_the_ledger_once(bank: Bank) -> None:
+    world = a_day("fee", "amount", good=10)
+    async with bank.engine.begin() as connection:
+        await connection.execute(
+            text("INSERT INTO slots SELECT n, 'a', 1 FROM generate_series(0, 1023) AS n")
+        )
+    await write_attempts(bank.engine, "north", world.ours)
+    bank.give(DAY, world)
+    ledger = RealLedger(bank.engine)
+    for _ in range(2):
+        assert (await bank.finish(DAY, ledger)).state == RunState.DONE
+        await _reopen(bank, DAY)
+    for posting in ledger.posted.values():
+        (again,) = await commit_group(bank.engine, "a", [_command(posting)])
+        assert isinstance(again, Accepted)
+        assert again.replayed
+    (position,) = await positions(bank.engine)
+    assert position.ledger == position.adjusted == -sum(row.fee for row in world.theirs) + 3
+    checks = {finding.check for finding in await internal(bank.engine)}
+    assert not checks & {item.name for item in CHECKS}
+    assert not checks & {"adjustment_has_its_posting", "posting_sums_to_zero"}
 
 
 async def _reopen(bank: Bank, day: date) -> None:
