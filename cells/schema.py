@@ -12,6 +12,7 @@ import cells.notifications.tables
 import cells.orders.tables
 import cells.payments.tables
 import cells.payouts.tables
+import cells.reconciliation.tables
 import cells.transfers.tables
 import cells.vault.tables  # noqa: F401
 from cells.fencing.tables import metadata

@@ -75,6 +75,15 @@ METHODS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "ListDrills": _READ,
         "EndDrill": _DRILL,
     },
+    f"{_PACKAGE}.ReconciliationService": {
+        "RequestRun": _OPERATE,
+        "ListRuns": _READ,
+        "ListBreaks": _READ,
+        "ListCases": _READ,
+        # The maker and the checker, who must be two (control/reconciliation/rules.py).
+        "ProposeResolution": _OPERATE,
+        "DecideCase": _APPROVE,
+    },
     f"{_PACKAGE}.AccessService": {
         "WhoAmI": _READ,
         "ListRoleBindings": _READ,

@@ -41,6 +41,7 @@ from control.cellctl.plane import (
     XDS_FALLBACK,
     plane_of,
 )
+from control.cellctl.reconcile import app as reconcile_app
 from control.cellctl.route_decision import route_decision
 from control.cellctl.session import NoMesh, Session
 from control.cellctl.show import (
@@ -69,6 +70,7 @@ access.register(app)
 app.add_typer(policies.app, name="policy")
 app.command()(policies.degrade)
 app.add_typer(drill_app, name="drill")
+app.add_typer(reconcile_app, name="reconcile")
 app.add_typer(console_app, name="console")
 app.command()(watch)
 app.add_typer(vault_app, name="vault")

@@ -16,6 +16,7 @@ from cellpay.control.v1 import (
     drills_pb2_grpc,
     operations_pb2_grpc,
     policies_pb2_grpc,
+    reconciliation_pb2_grpc,
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -100,6 +101,13 @@ class Session:
     ) -> AsyncIterator[drills_pb2_grpc.DrillServiceAsyncStub]:
         async with self.control_channel(name) as channel:
             yield drills_pb2_grpc.DrillServiceStub(channel)
+
+    @contextlib.asynccontextmanager
+    async def reconciliation(
+        self, name: str = "operator"
+    ) -> AsyncIterator[reconciliation_pb2_grpc.ReconciliationServiceAsyncStub]:
+        async with self.control_channel(name) as channel:
+            yield reconciliation_pb2_grpc.ReconciliationServiceStub(channel)
 
     @contextlib.asynccontextmanager
     async def access(
