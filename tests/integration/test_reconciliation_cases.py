@@ -8,16 +8,17 @@ from typing import NamedTuple
 import pytest
 from sqlalchemy import insert, text
 
-from cells.reconciliation.internal import CHECKS, internal, positions
+from cells.reconciliation.internal import CHECKS, positions
 from cells.reconciliation.tables import breaks, cases
 from control.audit import list_audit
 from control.cellctl.session import Session
 from router.ids import Kind, derive
 from tests.integration.test_control import cellctl, document
+from tests.integration.test_reconciliation_mesh import counted, grown
 
 pytestmark = pytest.mark.mesh
 
-CHANNEL, DAY = "north", "2026-11-23"
+CHANNEL, DAY = "desk-bank", "2026-11-23"
 
 
 class Desk(NamedTuple):
@@ -54,7 +55,9 @@ async def desk(session: Session) -> AsyncIterator[Desk]:
         yield Desk(session, names)
         async with engine.begin() as connection:
             for table in ("cases", "breaks", "runs"):
-                await connection.execute(text(f"DELETE FROM reconciliation_{table}"))
+                await connection.execute(
+                    text(f"DELETE FROM reconciliation_{table} WHERE channel = '{CHANNEL}'")
+                )
 
 
 async def test_a_case_takes_two_people_and_ends_in_a_posting_to_be_made(desk: Desk) -> None:
@@ -123,8 +126,7 @@ async def test_an_operator_asks_for_a_run_and_for_it_again(desk: Desk) -> None:
 
 async def test_our_own_books_agree_and_what_does_not_is_named(desk: Desk) -> None:
     async with desk.session.database() as engine:
-        names = {finding.check for finding in await internal(engine)}
-        assert not names & {check.name for check in CHECKS}
+        before = await counted(engine)
         async with engine.begin() as connection:
             await connection.execute(
                 text(
@@ -137,8 +139,8 @@ async def test_our_own_books_agree_and_what_does_not_is_named(desk: Desk) -> Non
                 text(
                     "INSERT INTO adjustments (slot, adjustment_id, break_id, channel, source,"
                     " target, user_id, amount, currency, subject_id, reason, approved_by,"
-                    " created_at) VALUES (7, 'adj_y', 'brk_y', 'north', 'channel', 'suspense', '',"
-                    " 5, 'CNY', '', '', '', now())"
+                    " created_at) VALUES (7, 'adj_y', 'brk_y', 'desk-bank', 'channel', 'suspense',"
+                    " '', 5, 'CNY', '', '', '', now())"
                 )
             )
             await connection.execute(
@@ -154,10 +156,12 @@ async def test_our_own_books_agree_and_what_does_not_is_named(desk: Desk) -> Non
                 {"line": f'{{"id": "evt_07{"0" * 26}", "merchant_id": "m"}}'},
             )
         try:
-            found = {finding.check for finding in await internal(engine)}
-            assert {check.name for check in CHECKS} <= found
-            assert [item.adjusted for item in await positions(engine)] == [1250]
+            assert {check.name for check in CHECKS} <= await grown(engine, before)
+            (ours,) = [item for item in await positions(engine) if item.channel == CHANNEL]
+            assert ours.adjusted == 1250
         finally:
             async with engine.begin() as connection:
-                await connection.execute(text("DELETE FROM adjustments WHERE slot = 7"))
+                await connection.execute(
+                    text("DELETE FROM adjustments WHERE adjustment_id = 'adj_y'")
+                )
                 await connection.execute(text("DELETE FROM outbox WHERE batch_id = 'evt_z'"))

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -83,6 +84,18 @@ async def until(engine: AsyncEngine, sql: str, folder: Path) -> None:
         await asyncio.sleep(0.2)
 
 
+async def counted(engine: AsyncEngine) -> Counter[str]:
+    """How often each check finds something: other tests have left what is theirs."""
+    return Counter({finding.check: finding.total for finding in await internal(engine)})
+
+
+async def grown(engine: AsyncEngine, before: Counter[str]) -> set[str]:
+    """Of the reconciler's own checks and the ledger's, those that find more than before."""
+    ours = {check.name for check in CHECKS} | {"adjustment_has_its_posting", "posting_sums_to_zero"}
+    now = await counted(engine)
+    return {name for name in ours if now[name] > before[name]}
+
+
 async def test_breaks_become_postings_once_by_rule_and_by_two_people(
     session: Session, tmp_path: Path
 ) -> None:
@@ -98,6 +111,7 @@ async def test_breaks_become_postings_once_by_rule_and_by_two_people(
     assert done.returncode == 0, done.stderr
     ran = f"SELECT 1 FROM reconciliation_runs WHERE channel = '{channel}' AND state = 'done'"
     async with session.database() as engine:
+        before = await counted(engine)
         await write_attempts(engine, channel, world.ours)
         document(session, "reconcile", "run", channel, DAY.isoformat(), "--reason", "a test")
         try:
@@ -115,6 +129,7 @@ async def test_breaks_become_postings_once_by_rule_and_by_two_people(
                 assert document(session, "reconcile", *again)[0]["state"] == "waiting"
                 await until(engine, ran, tmp_path)
             await _check_the_ledger(engine, channel, name)
+            assert not await grown(engine, before)
             report = ("report", channel, DAY.isoformat(), "--into", str(tmp_path / "report"))
             assert cellctl(session, "reconcile", *report).returncode == 0
             assert channel in (tmp_path / "report" / "report.html").read_text()
@@ -122,7 +137,9 @@ async def test_breaks_become_postings_once_by_rule_and_by_two_people(
             # The attempts were made without charges: no other test's audit should meet them.
             async with engine.begin() as connection:
                 for table in ("attempts", *(f"reconciliation_{name}" for name in _TABLES)):
-                    await connection.execute(text(f"DELETE FROM {table}"))
+                    await connection.execute(
+                        text(f"DELETE FROM {table} WHERE channel = '{channel}'")
+                    )
 
 
 _TABLES = ("cases", "breaks", "runs")
@@ -149,6 +166,3 @@ async def _check_the_ledger(engine: AsyncEngine, channel: str, case: str) -> Non
         f" ON a.adjustment_id = e.posting_id WHERE a.channel = '{channel}'",
     )
     assert [int(total) for (total,) in sums] == [0]
-    broken = {finding.check for finding in await internal(engine)}
-    assert not broken & {check.name for check in CHECKS}
-    assert not broken & {"adjustment_has_its_posting", "posting_sums_to_zero"}
