@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # protoc's, because google/api comes from a Python package and not from buf's registry.
 DESCRIPTORS := gen/cellpay/descriptors.binpb
 
-.PHONY: default demo test quick lint types layers protos openapi up down status verify bench bench-quick profile xds-push policy-push overload terraform drills clean install
+.PHONY: default demo test quick lint types layers protos openapi up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench terraform drills clean install
 
 default: lint types layers quick
 
@@ -77,6 +77,18 @@ policy-push: $(STAMP)  ## a policy to 1,000 subscribers and 1,000 processes → 
 
 overload: $(STAMP)  ## three times what a cell can do, with policies and without → bench/results/overload.json
 	@$(BIN)/python -m tests.bench.overload
+
+choice-sim: $(STAMP)  ## a day of charges with outages, under five ways to choose a bank → docs/choice-day.png
+	@$(BIN)/python -m tests.bench.choice_sim
+
+choice-decide: $(STAMP)  ## what one choice of a bank takes → bench/results/choice_decide.json
+	@$(BIN)/python -m tests.bench.choice_decide
+
+iso8583: $(STAMP)  ## ISO 8583 messages a second through one connection and one core → bench/results/iso8583.json
+	@$(BIN)/python -m tests.bench.iso8583
+
+reconcile-bench: $(STAMP)  ## ten million attempts against ten million lines → bench/results/reconcile.json
+	@$(BIN)/python -m tests.bench.reconcile
 
 TERRAFORM_STAMP := .venv-terraform/.installed
 

@@ -22,6 +22,10 @@ def status_of(reason: Reason) -> grpc.StatusCode:
             | Reason.TRANSFER_NOT_FOUND
             | Reason.BRANCH_NOT_FOUND
             | Reason.DELIVERY_NOT_FOUND
+            | Reason.CHARGE_NOT_FOUND
+            | Reason.PAYOUT_NOT_FOUND
+            | Reason.ATTEMPT_NOT_FOUND
+            | Reason.INSTRUMENT_NOT_FOUND
             | Reason.ACCOUNT_NOT_FOUND
             | Reason.MERCHANT_NOT_FOUND
             | Reason.PAYER_NOT_FOUND
@@ -41,15 +45,25 @@ def status_of(reason: Reason) -> grpc.StatusCode:
             | Reason.ORDER_CLOSED
             | Reason.ORDER_ALREADY_PAID
             | Reason.DELIVERY_NOT_DEAD
+            | Reason.CHARGE_NOT_SUCCEEDED
+            | Reason.PAYOUT_NOT_PAID
             | Reason.CURRENCY_MISMATCH
+            | Reason.AMOUNT_MISMATCH
             | Reason.REFUND_EXCEEDS_PAYMENT
+            | Reason.REFUND_EXCEEDS_CHARGE
+            | Reason.NO_CHANNEL
+            | Reason.ADJUSTMENT_NOT_ALLOWED
             | Reason.BRANCH_CANCELLED
             | Reason.BRANCH_CONFIRMED
             | Reason.NOTHING_TO_SETTLE
             | Reason.INSUFFICIENT_FUNDS
             | Reason.BALANCE_TOO_LARGE
+            | Reason.INSTRUMENT_REMOVED
+            | Reason.INSTRUMENT_EXPIRED
         ):
             return grpc.StatusCode.FAILED_PRECONDITION
+        case Reason.INSTRUMENT_CHANGED | Reason.KEY_REPLACED:
+            return grpc.StatusCode.ABORTED
         case _:
             assert_never(reason)
 

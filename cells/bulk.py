@@ -55,7 +55,8 @@ class Bulk:
                     commands.append(command)
                     places.append(place)
             found: list[Any] = []
-            with self._tally.many(found, len(commands)):
+            new = [command.slot in self._here.newcomers for command in commands]
+            with self._tally.many(found, new):
                 found += await self._lanes.submit_many(commands, timeout_s)
         finally:
             for command in commands:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
@@ -9,7 +10,7 @@ from typing import Any, TypeAlias
 import asyncpg
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from cells.settings import DatabaseSettings
 
@@ -25,6 +26,10 @@ _POSTGRESQL_LANE_SETTINGS = {
     "enable_mergejoin": "off",
     "jit": "off",
 }
+
+# The driver cannot use the connection, or has lost track of it: what was under way may have
+# committed.
+_CUT_OFF = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 # SQLSTATE classes after which the same transaction may simply run again.
 _CONTENTION = frozenset({"40001", "40P01", "55P03", "23505"})
@@ -56,42 +61,77 @@ def make_engine(
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=5,
+        # Errors would quote them (pitfall 34).
+        hide_parameters=True,
         connect_args={"server_settings": server_settings, "timeout": 5, "ssl": _ssl(url)},
     )
 
 
+class KeptConnection:
+    """A connection of the pool that is kept from one transaction to the next: to take it from the
+    pool each time would cost a small group a tenth of what it costs in all."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        self._connection: AsyncConnection | None = None
+        self._driver: Driver = None
+
+    async def driver(self) -> Driver:
+        if self._connection is not None and self._driver.is_closed():
+            await self.drop()
+        if self._connection is None:
+            connection = await self.engine.connect()
+            self._driver = (await connection.get_raw_connection()).driver_connection
+            self._connection = connection
+        return self._driver
+
+    async def give_back(self) -> None:
+        """To the pool."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def drop(self) -> None:
+        """It is broken, or nobody knows what it is in: the next transaction has a new one."""
+        if self._connection is not None:
+            await self._connection.invalidate()
+        await self.give_back()
+
+
 @contextlib.asynccontextmanager
-async def transaction(engine: AsyncEngine) -> AsyncIterator[Driver]:
+async def transaction(source: AsyncEngine | KeptConnection) -> AsyncIterator[Driver]:
     """A transaction on the driver's own connection; whoever does not commit it rolls it back.
 
     SQLAlchemy keeps the pool and the URL. Its statements look at every element of an array
     argument, which costs a group more than PostgreSQL does (docs/performance.md).
     """
-    async with engine.connect() as connection:
-        driver: Driver = (await connection.get_raw_connection()).driver_connection
+    kept = source if isinstance(source, KeptConnection) else KeptConnection(source)
+    driver = await kept.driver()
+    try:
+        await driver.execute("BEGIN")
+        yield driver
+    except (*_CUT_OFF, asyncio.CancelledError):
+        # Cut off in the middle of something.
+        await kept.drop()
+        raise
+    finally:
         try:
-            await driver.execute("BEGIN")
-            yield driver
-        finally:
-            try:
-                if driver.is_in_transaction():
-                    await driver.execute("ROLLBACK")
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                await connection.invalidate()
-            if driver.is_closed():
-                await connection.invalidate()
+            if driver.is_in_transaction():
+                await driver.execute("ROLLBACK")
+        except (asyncpg.PostgresError, *_CUT_OFF):
+            await kept.drop()
+        if kept is not source:
+            await kept.give_back()
 
 
-async def forget_plans(engine: AsyncEngine) -> None:
-    """Plans of the pool's next connection are made anew, for tables as large as they are now.
+async def forget_plans(kept: KeptConnection) -> None:
+    """Plans are made anew, for tables as large as they are now.
 
     A generic plan that was made while a table was empty reads all of it for each group when it is
     not, until autovacuum has looked at it (PostgreSQL; CockroachDB plans by its own statistics).
     """
-    if engine.dialect.name != "postgresql":
-        return
-    async with engine.connect() as connection:
-        driver: Driver = (await connection.get_raw_connection()).driver_connection
+    if kept.engine.dialect.name == "postgresql":
+        driver = await kept.driver()
         await driver.execute("DISCARD PLANS")
 
 
@@ -124,7 +164,7 @@ def is_contention(error: BaseException) -> bool:
 
 def is_away(error: BaseException) -> bool:
     """The database is out of reach, or the connection broke: the outcome may be unknown."""
-    if isinstance(error, (OSError, TimeoutError, ConnectionError)):
+    if isinstance(error, (*_CUT_OFF, TimeoutError)):
         return True
     state = sqlstate_of(error)
     if state in _AWAY or state.startswith("08"):
@@ -133,4 +173,4 @@ def is_away(error: BaseException) -> bool:
         return error.connection_invalidated or not state
     if isinstance(error, asyncpg.PostgresError):
         return not state
-    return isinstance(error, asyncpg.InterfaceError) or "QueuePool" in str(error)
+    return "QueuePool" in str(error)

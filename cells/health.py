@@ -36,7 +36,9 @@ class Reporter:
             await asyncio.sleep(_INTERVAL_S)
             ok, failed, buckets = self._tally.look()
             try:
-                figures = json.dumps({"ok": ok, "failed": failed, "buckets": buckets})
-                await self._figures.tell(figures)
+                new = self._tally.newcomers
+                newcomers = {"ok": new.ok, "failed": new.failed, "buckets": new.buckets}
+                figures = {"ok": ok, "failed": failed, "buckets": buckets, "newcomers": newcomers}
+                await self._figures.tell(json.dumps(figures))
             except StoreUnavailable as error:
                 log.debug("etcd is away; it does not hear how payments fare", error=str(error))

@@ -29,6 +29,7 @@ from router.policies.model import (
     Degradation,
     Dependency,
     Feature,
+    Keys,
     Mode,
 )
 from router.policies.rules import PolicySet
@@ -64,11 +65,17 @@ class Policing:
         self._others = 0
         self._modes: Mapping[Feature, Mode] = {}
         self.level = 0
+        # Who else hears of each new set, in the same turn and after the board.
+        self.followers: list[Callable[[PolicySet], None]] = []
         # Set while nothing is to be waited for; replaced at each change.
         self.changed = asyncio.Event()
 
     def mode(self, feature: Feature) -> Mode:
         return self._modes.get(feature, Mode.ON)
+
+    def keys(self) -> list[Keys]:
+        """What operators say of the vault's keys."""
+        return self._follower.now.of(Keys, self.cell)
 
     async def run(self) -> None:
         """For ever."""
@@ -91,6 +98,8 @@ class Policing:
         self._modes = admitting.modes
         self.admission.apply(admitting)
         self.board.apply(policies.of(Breakers, self.cell))
+        for follower in self.followers:
+            follower(policies)
         self.changed.set()
         self.changed = asyncio.Event()
 

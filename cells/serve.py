@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,17 @@ from cellpay.notifications.v1 import notifications_pb2_grpc
 from cellpay.orders.v1 import orders_pb2_grpc
 from cellpay.payments.v1 import payments_pb2_grpc
 from cellpay.transfers.v1 import funding_pb2_grpc, participant_pb2_grpc, transfers_pb2_grpc
+from cellpay.vault.v1 import instruments_pb2_grpc
 from grpc_health.v1 import health, health_pb2
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cells.accounts.service import AccountsService
+from cells.banking import CALLERS as BANKING_CALLERS
+from cells.banking import SERVICES as BANKING_SERVICES
+from cells.banking import Banking
 from cells.bulk import Bulk
 from cells.cell_service import CellService
+from cells.choice.worker import Choosing
 from cells.database import make_engine
 from cells.degradation.load import LoadMeter
 from cells.health import Reporter
@@ -52,6 +57,11 @@ from cells.transfers.branches import BranchCalls
 from cells.transfers.coordinator import Coordinator
 from cells.transfers.service import FundingService, ParticipantService, TransfersService
 from cells.transfers.worker import Recovery
+from cells.vault.keystore import open_kms
+from cells.vault.numbers import read_bins
+from cells.vault.service import InstrumentsService
+from cells.vault.store import Vault
+from cells.vault.worker import Rotation
 from cells.workers import EXIT_MONEY_BROKEN, WorkerBroken, Workers, until_parent_gone
 from router.admission.gate import Admission
 from router.client import CallPolicy, Mesh, connect
@@ -61,6 +71,7 @@ from router.policies.model import Dependency, Feature, Mode
 from router.probes import serve_probes
 from router.standard import add_standard_services
 from router.store.etcd import connect_etcd
+from router.store.model import Store
 from router.tally import Tally
 
 log = structlog.get_logger(__name__)
@@ -78,6 +89,7 @@ _CALLERS = {
     "cellpay.cell.v1.CellService": ("controller",),
     "cellpay.transfers.v1.ParticipantService": ("cell",),
     "cellpay.transfers.v1.FundingService": ("cell",),
+    **BANKING_CALLERS,
 }
 _SERVICES = [
     f"cellpay.{name}"
@@ -89,9 +101,10 @@ _SERVICES = [
         "transfers.v1.ParticipantService",
         "transfers.v1.FundingService",
         "notifications.v1.NotificationsService",
+        "vault.v1.InstrumentsService",
         "cell.v1.CellService",
     )
-]
+] + list(BANKING_SERVICES)
 # Their failures are the cell's own; a transfer's may be the other cell's.
 _TALLIED = (
     "cellpay.accounts.v1.AccountsService",
@@ -125,9 +138,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
     lanes = Lanes(lane_engine, settings.cell, settings.lanes)
     store = connect_etcd(settings.etcd, settings.etcd_tls)
     tally = Tally()
-    policing = Policing(
-        store, settings.cell, role.name(settings.cell), settings.redis_url, LoadMeter(lanes)
-    )
+    policing, choosing = _policing(store, settings, role, lanes)
     # A cell is called itself, so it does not retry: recovery and its own callers do (pitfall 24).
     inner = CallPolicy(retries=False, timeout_s=settings.transfers.branch_call_timeout_s)
     async with connect(settings.xds_bootstrap, policy=inner, fallback=settings.tls) as mesh:
@@ -135,36 +146,31 @@ async def serve(settings: CellSettings, role: Role) -> None:
         coordinator = Coordinator(lanes, branches, settings.transfers)
         refunding = _refunding(lanes, mesh, settings, policing)
         recovery = Recovery(read_engine, here, coordinator, refunding, settings.transfers)
-        settlement = Settlement(lanes, read_engine, here, coordinator, settings.settlement)
+        vault = Vault(lanes, read_engine, open_kms(settings.vault.keystore))
+        banking = Banking(settings, lanes, read_engine, here, vault, policing, choosing, mesh)
         health_servicer = health.aio.HealthServicer()
         services = _services(
-            lanes, read_engine, here, tally, coordinator, refunding, recovery, settings
+            lanes, read_engine, here, tally, coordinator, refunding, recovery, vault, settings
         )
         listen = settings.listen if role.is_first else _any_port(settings.listen)
         servers, address = _listen(
-            settings, listen, (here, policing.admission, tally), health_servicer, services
+            settings,
+            listen,
+            (here, policing.admission, tally),
+            health_servicer,
+            [*services, *banking.services()],
         )
-        # By default it says SERVING from the start; `_announce` says when that is true.
-        await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-        for server in servers:
-            await server.start()
+        await _start(servers, health_servicer)
         # Slots that came here: what is in doubt there has lost its driver.
         gains: asyncio.Queue[frozenset[int]] = asyncio.Queue()
         incarnation = role.incarnation or uuid.uuid4().hex
-        further = settings.workers - 1 if role.is_first else 0
-        workers = Workers(role.settings, further, incarnation)
-        membership = Membership(
-            store,
-            here,
-            region=settings.region,
-            addresses=lambda: [address, *workers.addresses],
-            incarnation=incarnation,
-            lease_ttl_s=settings.lease_ttl_s,
-            on_gain=gains.put_nowait,
+        workers = Workers(role.settings, settings.workers - 1 if role.is_first else 0, incarnation)
+        membership = _membership(
+            settings, store, here, incarnation, lambda: [address, *workers.addresses], gains
         )
         try:
             async with asyncio.TaskGroup() as group:
-                _run_in(group, lanes, branches, read_engine, policing)
+                _run_in(group, lanes, branches, read_engine, policing, choosing, banking, role)
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
                 group.create_task(Reporter(store, settings, tally).run())
@@ -173,7 +179,11 @@ async def serve(settings: CellSettings, role: Role) -> None:
                     group.create_task(serve_probes(settings.probe_listen, here.takes_work))
                     group.create_task(membership.keep_lease())
                     group.create_task(workers.run(membership.announce))
-                    _mend_in(group, gains, recovery, settlement)
+                    settlement = Settlement(
+                        lanes, read_engine, here, coordinator, settings.settlement
+                    )
+                    rotation = Rotation(lanes, here, vault, settings.vault, policing.keys)
+                    _mend_in(group, gains, recovery, (settlement, rotation))
                 else:
                     here.set_alive(False)
                     group.create_task(membership.follow_lease())
@@ -184,8 +194,8 @@ async def serve(settings: CellSettings, role: Role) -> None:
             for server in servers:
                 await server.stop(None)
             await store.close()
-            await lane_engine.dispose()
-            await read_engine.dispose()
+            for engine in (lane_engine, read_engine):
+                await engine.dispose()
 
 
 def _run_in(
@@ -194,12 +204,17 @@ def _run_in(
     branches: BranchCalls,
     read_engine: ReadEngine,
     policing: Policing,
+    choosing: Choosing,
+    banking: Banking,
+    role: Role,
 ) -> None:
     """What every process of a cell does beside its calls."""
     for runner in lanes.runners():
         group.create_task(runner())
     group.create_task(branches.run())
     group.create_task(policing.run())
+    group.create_task(choosing.run())
+    group.create_task(banking.run(recover=role.is_first))
     if read_engine.replica is not None:
         group.create_task(read_engine.replica.run())
 
@@ -208,12 +223,24 @@ def _mend_in(
     group: asyncio.TaskGroup,
     gains: asyncio.Queue[frozenset[int]],
     recovery: Recovery,
-    settlement: Settlement,
+    workers: Iterable[Settlement | Rotation],
 ) -> None:
-    """What one process of a cell does for all: finish what others began, and settle."""
+    """What one process of a cell does for all: finish what others began, settle, rotate keys."""
     group.create_task(_recover_gains(gains, recovery))
     group.create_task(recovery.run())
-    group.create_task(settlement.run())
+    for worker in workers:
+        group.create_task(worker.run())
+
+
+def _policing(
+    store: Store, settings: CellSettings, role: Role, lanes: Lanes
+) -> tuple[Policing, Choosing]:
+    """Policies, and the choice of channels that they rule."""
+    cell = settings.cell
+    policing = Policing(store, cell, role.name(cell), settings.redis_url, LoadMeter(lanes))
+    choosing = Choosing(store, cell, settings.redis_url, policing.board)
+    policing.followers.append(choosing.apply)
+    return policing, choosing
 
 
 def _refunding(lanes: Lanes, mesh: Mesh, settings: CellSettings, policing: Policing) -> Refunding:
@@ -260,6 +287,32 @@ def _listen(
     return servers, address
 
 
+def _membership(
+    settings: CellSettings,
+    store: Store,
+    here: SlotsHere,
+    incarnation: str,
+    addresses: Callable[[], list[str]],
+    gains: asyncio.Queue[frozenset[int]],
+) -> Membership:
+    return Membership(
+        store,
+        here,
+        region=settings.region,
+        addresses=addresses,
+        incarnation=incarnation,
+        lease_ttl_s=settings.lease_ttl_s,
+        on_gain=gains.put_nowait,
+    )
+
+
+async def _start(servers: list[grpc.aio.Server], health_servicer: Any) -> None:
+    # By default it says SERVING from the start; `_announce` says when that is true.
+    await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    for server in servers:
+        await server.start()
+
+
 async def _live_with_the_first(role: Role, address: str) -> None:
     """Tells the cell's first process where this one listens, and ends with it."""
     with contextlib.suppress(BrokenPipeError):
@@ -277,6 +330,7 @@ def _services(
     coordinator: Coordinator,
     refunding: Refunding,
     recovery: Recovery,
+    vault: Vault,
     settings: CellSettings,
 ) -> list[tuple[Callable[..., None], Any]]:
     """Each service with the generated function that adds it to a server."""
@@ -305,6 +359,10 @@ def _services(
             FundingService(lanes, coordinator),
         ),
         (notifications_pb2_grpc.add_NotificationsServiceServicer_to_server, notifications),
+        (
+            instruments_pb2_grpc.add_InstrumentsServiceServicer_to_server,
+            InstrumentsService(vault, engine, read_bins(settings.vault.bins)),
+        ),
         (cell_pb2_grpc.add_CellServiceServicer_to_server, CellService(here, recovery)),
     ]
 

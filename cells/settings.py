@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from cells.channels.model import ChannelSettings
 from router.client.tls import TlsFiles
 from router.documents import read_document
 
@@ -20,7 +21,9 @@ class LaneSettings:
     batch_size_max: int = 512
     # While commands keep coming, a group grows for so long at the most; a lone one does not wait.
     gather_max_s: float = 0.004
-    gather_step_s: float = 0.001
+    # Each look wakes the process, and shorter steps make smaller groups: both cost more than they
+    # save.
+    gather_step_s: float = 0.002
     # Commands that may wait; more are refused with RESOURCE_EXHAUSTED before latency explodes.
     queue_max: int = 4096
     # A command without a deadline of its own waits this long for a database that is away.
@@ -83,6 +86,53 @@ class WebhookSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class BankingSettings:
+    """Charges, their refunds and payouts: how patient a cell is with banks."""
+
+    # A bank has so long for the answer to one request.
+    answer_timeout_s: float = 15.0
+    # A request leaves so soon after it was written down, or never: what recovery asks about later
+    # cannot still leave from a process that was paused meanwhile (pitfall 6).
+    send_window_s: float = 5.0
+    # CreateCharge and CreatePayout wait so long for the end, if their callers do.
+    wait_max_s: float = 20.0
+    # Another channel is asked only while the charge is younger, and at most so often.
+    route_within_s: float = 30.0
+    attempts_max: int = 4
+    # A charge that is unknown for longer is reversed; one that the bank has, later.
+    reverse_after_s: float = 60.0
+    pending_max_s: float = 900.0
+    # A payout that no channel takes is given up after this.
+    payout_patience_s: float = 3600.0
+    # A refund or payout whose bank failed cleanly, or that was deferred, is tried again after this.
+    held_retry_s: float = 30.0
+    # Between questions about an unknown: half its age, within these.
+    backoff_base_s: float = 2.0
+    backoff_cap_s: float = 300.0
+    # What is unknown for longer is logged as an error, at every question.
+    alarm_after_s: float = 600.0
+    recovery_interval_s: float = 1.0
+    # Questions that recovery asks one bank at once: a bank that is silent holds up only its own.
+    recovery_concurrency_max: int = 32
+    # Charges, refunds and payouts that wait for banks; more are refused.
+    in_flight_max: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class VaultSettings:
+    # The local KMS's file of master keys (cells/vault/keystore.py), the same for every cell of the
+    # mesh; empty: the vault stays shut.
+    keystore: str = ""
+    # A table of BINs of the operator's own; empty: the package's.
+    bins: str = ""
+    # How often each cell looks whether keys of its slots are to be replaced.
+    look_interval_s: float = 30.0
+    # Rows that are sealed anew in one commit, and the pause after it: rotation waits for payments.
+    batch_size_max: int = 64
+    pause_s: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
 class CellSettings:
     cell: str
     region: str
@@ -117,6 +167,10 @@ class CellSettings:
     settlement: SettlementSettings = field(default_factory=SettlementSettings)
     outbox: OutboxSettings = field(default_factory=OutboxSettings)
     webhooks: WebhookSettings = field(default_factory=WebhookSettings)
+    banking: BankingSettings = field(default_factory=BankingSettings)
+    # The banks that it reaches; empty: it takes no charges and no payouts.
+    channels: tuple[ChannelSettings, ...] = ()
+    vault: VaultSettings = field(default_factory=VaultSettings)
 
 
 def read_settings(path: Path) -> CellSettings:

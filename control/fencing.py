@@ -27,7 +27,8 @@ log = structlog.get_logger(__name__)
 # connects (the server is starting, stopping or full) comes bare: SQLAlchemy wraps only what is
 # raised later. OSError holds TimeoutError too.
 DATABASE_FAULTS: tuple[type[Exception], ...] = (
-    DBAPIError, PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError, OSError,
+    DBAPIError, PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError,
+    asyncpg.InternalClientError, OSError,
 )  # fmt: skip
 _LOCK_TIMEOUT_MS = 3000
 _STATEMENT_TIMEOUT_MS = 8000

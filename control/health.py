@@ -32,6 +32,7 @@ from control.verdicts import (
 from control.view import View
 from router.errors import Refusal
 from router.store.model import (
+    FAILOVER_HOLDS_PREFIX,
     FAILOVER_POLICY_KEY,
     HELD_CELLS_PREFIX,
     RUNNING_OPERATION_KEY,
@@ -154,6 +155,7 @@ class Watchman:
             leads=self._leadership.leads,
             settled=loop.time() >= self._leadership.unsettled_until,
             grey=grey,
+            held_down=self._view.held_down,
         )
         if forbidden is None and not (await read_policy(self._store)).automatic:
             # The kill switch is not looked up from memory.
@@ -166,7 +168,9 @@ class Watchman:
         item = await self._store.get(HELD_CELLS_PREFIX + cell)
         held = Held.again(Held.from_json(item.value) if item else None, why)
         key = HELD_CELLS_PREFIX + cell
-        beside = Change({key: item.revision if item else 0}, {key: held.to_json()})
+        # Nor is an operator's no: it may have come a moment ago.
+        expect = {key: item.revision if item else 0, FAILOVER_HOLDS_PREFIX + cell: 0}
+        beside = Change(expect, {key: held.to_json()})
         try:
             operation = await start_operation(
                 self._store,

@@ -25,6 +25,7 @@ from cellpay.control.v1 import (
     drills_pb2_grpc,
     operations_pb2_grpc,
     policies_pb2_grpc,
+    reconciliation_pb2_grpc,
 )
 from grpc_health.v1 import health, health_pb2
 
@@ -41,7 +42,10 @@ from control.leader import Leadership
 from control.operations.cells import GrpcCellCalls
 from control.operations.model import Step
 from control.operations.runner import Runner
+from control.operations.watching import Traffic
 from control.policies.service import PolicyService
+from control.reconciliation.service import ReconciliationService
+from control.reconciliation.store import CaseStore
 from control.service import ControlService, store_refusal
 from control.settings import ControllerSettings, TlsSettings, read_settings
 from control.slotmap import seed_slot_map
@@ -76,6 +80,7 @@ _SERVICES = [
     "cellpay.control.v1.OperationsService",
     "cellpay.control.v1.PolicyService",
     "cellpay.control.v1.DrillService",
+    "cellpay.control.v1.ReconciliationService",
     "envoy.service.discovery.v3.AggregatedDiscoveryService",
 ]
 _RETRY_S = 0.5
@@ -93,6 +98,7 @@ async def serve(settings: ControllerSettings) -> None:
     tls = TlsFiles(settings.tls.ca, settings.tls.certificate, settings.tls.key)
     store = ChainedStore(connect_etcd(settings.etcd, _files(settings.etcd_tls)))
     fence = Fence(make_fence_engine(settings.database_url, f"cellpay-{settings.name}"))
+    cases = CaseStore(make_fence_engine(settings.database_url, f"cellpay-{settings.name}-cases"))
     xds = XdsServer()
     lua = read_edge_lua()
     view = View(store)
@@ -104,14 +110,20 @@ async def serve(settings: ControllerSettings) -> None:
             }
             traffic = traffic_of(policies.now)
             xds.publish(Topology(view.slot_map, endpoints, settings.edge_listen, lua, traffic))
-            kept.keep()
+            kept.changed.set()
 
     kept = KeptSnapshots(settings.snapshot, xds)
     view.on_change = publish
     policies = Follower(store, lambda _: publish())
     leadership = Leadership(store, settings.name, settings.leader_ttl_s)
     calls = GrpcCellCalls(view.addresses_of, tls)
-    runner = Runner(store, fence, calls, known=view.known, figures=view.figures_of)
+    runner = Runner(
+        store,
+        fence,
+        calls,
+        known=view.known,
+        traffic=Traffic(view.figures_of, view.newcomers_of, view.recent_of),
+    )
     watchman = Watchman(
         store,
         view,
@@ -123,21 +135,20 @@ async def serve(settings: ControllerSettings) -> None:
     gate = Gate(store, Access(store), approval_ttl_s=settings.approval_ttl_s)
     keeper = Keeper(Path(settings.mesh)) if settings.mesh else None
     health_servicer = health.aio.HealthServicer()
-    register = _services(store, view, xds, watchman, keeper, gate.access)
+    register = _services(store, view, xds, watchman, keeper, gate.access, cases)
     servers = await _listen(settings, tls, xds, gate, health_servicer, register)
+    workers = (gate.access.follow(), view.follow(), leadership.run(), watchman.run(),
+               Doors(view).run(), kept.run())  # fmt: skip
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(_until_terminated())
+            for worker in workers:
+                group.create_task(worker)
             # Beside the rest: a controller that starts while the database is away serves xDS.
             group.create_task(_seed(store, fence, settings))
-            group.create_task(gate.access.follow())
-            group.create_task(view.follow())
             group.create_task(_follow_policies(store, policies, settings.name))
             if keeper is not None:
                 group.create_task(keeper.run())
-            group.create_task(leadership.run())
-            group.create_task(watchman.run())
-            group.create_task(Doors(view).run())
             group.create_task(_run_operations(store, view, runner, leadership))
             group.create_task(_announce(health_servicer, view))
             group.create_task(serve_probes(settings.probe_listen, lambda: view.known() is not None))
@@ -150,7 +161,7 @@ async def serve(settings: ControllerSettings) -> None:
             await server.stop(_GRACE_S)
         await calls.close()
         await store.close()
-        await fence.close()
+        await asyncio.gather(fence.close(), cases.close())
 
 
 def _services(
@@ -160,12 +171,14 @@ def _services(
     watchman: Watchman,
     keeper: Keeper | None,
     access: Access,
+    cases: CaseStore,
 ) -> Callable[[Any], None]:
     """Adds them all to a server; they are the same ones on each."""
     control = ControlService(store, view, xds, watchman.pulses)
     policies = PolicyService(store, lambda: view.declared)
     drills = DrillService(store, view, keeper)
     roles = AccessService(store, access)
+    reconciliation = ReconciliationService(store, cases)
 
     def register(gated: Any) -> None:
         control_pb2_grpc.add_ControlServiceServicer_to_server(control, gated)
@@ -173,6 +186,7 @@ def _services(
         policies_pb2_grpc.add_PolicyServiceServicer_to_server(policies, gated)
         drills_pb2_grpc.add_DrillServiceServicer_to_server(drills, gated)
         access_pb2_grpc.add_AccessServiceServicer_to_server(roles, gated)
+        reconciliation_pb2_grpc.add_ReconciliationServiceServicer_to_server(reconciliation, gated)
 
     return register
 

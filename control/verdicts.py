@@ -9,7 +9,7 @@ cause is common (the database, the network), and moving slots would help nobody.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 
@@ -122,7 +122,8 @@ class Held:
 
     @staticmethod
     def from_json(text: str) -> Held:
-        return Held(**json.loads(text))
+        document = json.loads(text)
+        return Held(document["flaps"], document["out"], document.get("why", ""))
 
     @staticmethod
     def again(before: Held | None, why: str) -> Held:
@@ -171,6 +172,7 @@ class Obstacle(StrEnum):
     # etcd was away a moment ago: leases may have run out only because nobody could refresh them.
     UNSETTLED = "etcd has not been back for long enough"
     SWITCHED_OFF = "it is switched off"
+    HELD_DOWN = "an operator aborted one; `cellctl cell release` lets it be automatic again"
     LEASES_ONLY = "payments that fail do not count, by policy"
     # A limit on what a mistake of ours, or a bad release that spreads, may cost.
     ANOTHER_REGION = "another region is out already"
@@ -185,6 +187,7 @@ def obstacle(
     leads: bool,
     settled: bool,
     grey: bool,
+    held_down: Collection[str] = (),
 ) -> Obstacle | None:
     """What forbids to fail the cell over now; None when nothing does."""
     if not leads:
@@ -193,6 +196,8 @@ def obstacle(
         return Obstacle.UNSETTLED
     if not policy.automatic:
         return Obstacle.SWITCHED_OFF
+    if cell in held_down:
+        return Obstacle.HELD_DOWN
     if grey and not policy.real_traffic:
         return Obstacle.LEASES_ONLY
     region = known.regions.get(cell, cell)

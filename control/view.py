@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
+from control.operations.holding import Hold
 from control.operations.model import OperationKind
 from control.operations.records import Open
 from control.operations.waves import Figures, Known
@@ -20,16 +22,22 @@ from router.store.model import (
     CELL_HEALTH_PREFIX,
     DECLARED_CELLS_PREFIX,
     DETOURS_PREFIX,
+    FAILOVER_HOLDS_PREFIX,
     FAILOVER_POLICY_KEY,
     HELD_CELLS_PREFIX,
     LIVE_CELLS_PREFIX,
     OPEN_OPERATIONS_PREFIX,
     PREFERRED_SLOT_MAP_KEY,
     SLOT_MAP_KEY,
+    Listing,
     Store,
 )
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+_RECENT_S = 30
 
 
 class LiveCell(NamedTuple):
@@ -49,6 +57,7 @@ class View:
     revision: int = 0
     preferred: SlotMap | None = None
     declared: dict[str, str] = field(default_factory=dict)
+    _documents: dict[str, dict[str, Any]] = field(default_factory=dict)
     live: dict[str, LiveCell] = field(default_factory=dict)
     # Cell → addresses of a drill's proxies before it.
     detours: dict[str, list[str]] = field(default_factory=dict)
@@ -64,11 +73,19 @@ class View:
     capacity: dict[str, int] = field(default_factory=dict)
     surge: dict[str, int] = field(default_factory=dict)
     held: dict[str, Held] = field(default_factory=dict)
+    # Cells whose failover is not automatic, by an operator's wish.
+    held_down: dict[str, Hold] = field(default_factory=dict)
     policy: FailoverPolicy = field(default_factory=FailoverPolicy)
     # Operations that wait or are paused.
     open_operations: dict[str, Open] = field(default_factory=dict)
     # How payments fare, by cell: all that was heard since this controller started.
     figures: dict[str, Figures] = field(default_factory=dict)
+    # The same of the slots that each cell was given last.
+    newcomers: dict[str, Figures] = field(default_factory=dict)
+    # The figures as they were, with the time (monotonic), a second or more apart.
+    _earlier: deque[tuple[float, dict[str, Figures]]] = field(
+        default_factory=lambda: deque(maxlen=_RECENT_S)
+    )
     # The last word of each process that ever was: one that comes back goes on from there.
     _processes: dict[str, Figures] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -115,15 +132,28 @@ class View:
     def figures_of(self, cell: str) -> Figures:
         return self.figures.get(cell, Figures())
 
+    def newcomers_of(self, cell: str) -> Figures:
+        return self.newcomers.get(cell, Figures())
+
+    def recent_of(self, cell: str) -> Figures:
+        """Of the last half minute, at most."""
+        earliest = time.monotonic() - _RECENT_S
+        then = next((seen for when, seen in self._earlier if when >= earliest), {})
+        return self.figures_of(cell).minus(then.get(cell, Figures()))
+
     async def follow_map(self) -> None:
         async for listing in self.store.watch(SLOT_MAP_KEY):
             item = listing.items.get(SLOT_MAP_KEY)
             preferred = listing.items.get(PREFERRED_SLOT_MAP_KEY)
             if item is None or preferred is None:
                 continue
-            self.slot_map = SlotMap.from_json(item.value)
+            try:
+                maps = SlotMap.from_json(item.value), SlotMap.from_json(preferred.value)
+            except _UNREADABLE as error:
+                log.critical("the slot map is unreadable; going on with the last", why=str(error))
+                continue
+            self.slot_map, self.preferred = maps
             self.revision = item.revision
-            self.preferred = SlotMap.from_json(preferred.value)
             self._tell()
 
     async def follow(self) -> None:
@@ -137,10 +167,9 @@ class View:
 
     async def follow_declared(self) -> None:
         async for listing in self.store.watch(DECLARED_CELLS_PREFIX):
-            documents = {
-                key.removeprefix(DECLARED_CELLS_PREFIX): json.loads(item.value)
-                for key, item in listing.items.items()
-            }
+            documents = self._documents = _read(
+                listing, DECLARED_CELLS_PREFIX, _declaration, self._documents
+            )
             # A removed cell's record stays, so that no controller's settings declare it anew.
             documents = {cell: it for cell, it in documents.items() if not it.get("removed")}
             self.declared = {cell: it["region"] for cell, it in documents.items()}
@@ -151,10 +180,7 @@ class View:
     async def follow_live(self) -> None:
         async for listing in self.store.watch(LIVE_CELLS_PREFIX):
             before = set(self.live)
-            self.live = {
-                key.removeprefix(LIVE_CELLS_PREFIX): LiveCell(**json.loads(item.value))
-                for key, item in listing.items.items()
-            }
+            self.live = _read(listing, LIVE_CELLS_PREFIX, _live_cell, self.live)
             self.knows_live = True
             self.seen_alive |= set(self.live)
             for cell in before - set(self.live):
@@ -170,53 +196,59 @@ class View:
         """What operations and the automatic failover go by, beside the map and the leases."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_held())
+            group.create_task(self._follow_held_down())
             group.create_task(self._follow_policy())
             group.create_task(self._follow_open())
             group.create_task(self._follow_health())
 
     async def _follow_held(self) -> None:
         async for listing in self.store.watch(HELD_CELLS_PREFIX):
-            self.held = {
-                key.removeprefix(HELD_CELLS_PREFIX): Held.from_json(item.value)
-                for key, item in listing.items.items()
-            }
+            self.held = _read(listing, HELD_CELLS_PREFIX, Held.from_json, self.held)
+            self._wake()
+
+    async def _follow_held_down(self) -> None:
+        async for listing in self.store.watch(FAILOVER_HOLDS_PREFIX):
+            self.held_down = _read(listing, FAILOVER_HOLDS_PREFIX, Hold.from_json, self.held_down)
             self._wake()
 
     async def _follow_policy(self) -> None:
         async for listing in self.store.watch(FAILOVER_POLICY_KEY):
-            item = listing.items.get(FAILOVER_POLICY_KEY)
-            if item is not None:
-                self.policy = FailoverPolicy.from_json(item.value)
+            found = _read(listing, "", FailoverPolicy.from_json, {FAILOVER_POLICY_KEY: self.policy})
+            if FAILOVER_POLICY_KEY in found:
+                self.policy = found[FAILOVER_POLICY_KEY]
                 self._wake()
 
     async def _follow_open(self) -> None:
         async for listing in self.store.watch(OPEN_OPERATIONS_PREFIX):
-            self.open_operations = {
-                key.removeprefix(OPEN_OPERATIONS_PREFIX): Open.from_json(item.value)
-                for key, item in listing.items.items()
-            }
+            self.open_operations = _read(
+                listing, OPEN_OPERATIONS_PREFIX, Open.from_json, self.open_operations
+            )
             self._wake()
 
     async def _follow_health(self) -> None:
         first = True
         async for listing in self.store.watch(CELL_HEALTH_PREFIX):
-            for key, item in listing.items.items():
-                document = json.loads(item.value)
-                now = Figures(document["ok"], document["failed"], tuple(document["buckets"]))
-                cell = key.removeprefix(CELL_HEALTH_PREFIX).partition("/")[0]
-                # What was counted before this controller listened is no news.
-                before = self._processes.get(key, now if first else Figures())
-                self.figures[cell] = self.figures_of(cell).plus(now.minus(before))
-                self._processes[key] = now
+            for name, (whole, new) in _read(listing, CELL_HEALTH_PREFIX, _health, {}).items():
+                cell = name.partition("/")[0]
+                self._count(self.figures, cell, name, whole, first=first)
+                self._count(self.newcomers, cell, f"{name} newcomers", new, first=first)
+            now = time.monotonic()
+            if not self._earlier or now - self._earlier[-1][0] >= 1:
+                self._earlier.append((now, dict(self.figures)))
             # Nobody is woken: figures are looked at by the clock.
             first = False
 
+    def _count(
+        self, totals: dict[str, Figures], cell: str, process: str, now: Figures, *, first: bool
+    ) -> None:
+        # What was counted before this controller listened is no news.
+        before = self._processes.get(process, now if first else Figures())
+        totals[cell] = totals.get(cell, Figures()).plus(now.minus(before))
+        self._processes[process] = now
+
     async def follow_detours(self) -> None:
         async for listing in self.store.watch(DETOURS_PREFIX):
-            self.detours = {
-                key.removeprefix(DETOURS_PREFIX): json.loads(item.value)
-                for key, item in listing.items.items()
-            }
+            self.detours = _read(listing, DETOURS_PREFIX, json.loads, self.detours)
             self._tell()
 
     def missing_for_s(self, cell: str) -> float:
@@ -230,3 +262,46 @@ class View:
     def _wake(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
+
+
+# What reading a key may raise that another version wrote, or somebody by hand.
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError)
+
+
+def _read(
+    listing: Listing, prefix: str, parse: Callable[[str], T], before: Mapping[str, T]
+) -> dict[str, T]:
+    """By name. What cannot be read stays as it was: one bad key must not end every controller."""
+    found: dict[str, T] = {}
+    for key, item in listing.items.items():
+        name = key.removeprefix(prefix)
+        try:
+            found[name] = parse(item.value)
+        except _UNREADABLE as error:
+            log.error("a key is unreadable and is left out of account", key=key, why=repr(error))
+            if name in before:
+                found[name] = before[name]
+    return found
+
+
+def _declaration(text: str) -> dict[str, Any]:
+    document = json.loads(text)
+    return (
+        {"removed": True} if document.get("removed") else {**document, "region": document["region"]}
+    )
+
+
+def _live_cell(text: str) -> LiveCell:
+    document = json.loads(text)
+    return LiveCell(document["region"], list(document["addresses"]), document["incarnation"])
+
+
+def _health(text: str) -> tuple[Figures, Figures]:
+    """Of all, and of the slots that came last, which a cell of another version does not know."""
+    document = json.loads(text)
+    new = document.get("newcomers")
+    return _figures(document), _figures(new) if new else Figures()
+
+
+def _figures(document: Mapping[str, Any]) -> Figures:
+    return Figures(document["ok"], document["failed"], tuple(document["buckets"]))

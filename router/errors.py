@@ -17,6 +17,8 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
+from router.redaction import redacted, redacted_value
+
 DOMAIN = "cellpay"
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -35,7 +37,10 @@ class Violation:
 
 
 class Refusal(Exception):
-    """A request ends with this status. `reason` is UPPER_SNAKE_CASE and stable; the text is not."""
+    """A request ends with this status. `reason` is UPPER_SNAKE_CASE and stable; the text is not.
+
+    What it quotes of a request may be a card's number in the wrong field: that is taken out here.
+    """
 
     def __init__(
         self,
@@ -47,12 +52,17 @@ class Refusal(Exception):
         violations: Sequence[Violation] = (),
         retry_after_ms: int | None = None,
     ) -> None:
+        message = redacted(message)
         super().__init__(f"{reason}: {message}")
         self.code = code
         self.reason = reason
         self.message = message
-        self.metadata = dict(metadata or {})
-        self.violations = tuple(violations)
+        self.metadata = {
+            name: str(redacted_value(value, name)) for name, value in (metadata or {}).items()
+        }
+        self.violations = tuple(
+            Violation(item.field, redacted(item.description)) for item in violations
+        )
         self.retry_after_ms = retry_after_ms
 
     @classmethod

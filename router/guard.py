@@ -50,6 +50,8 @@ class SlotsHere:
         self._in_flight = [0] * SLOT_COUNT
         self._changed = asyncio.Event()
         self._alive = True
+        # What the last map that brought any has brought; nothing while there was only one map.
+        self.newcomers: frozenset[int] = frozenset()
 
     @property
     def map(self) -> SlotMap | None:
@@ -72,6 +74,8 @@ class SlotsHere:
                 self._mine[slot] = mine
                 if slot in self._draining and before and before.at(slot) != entry:
                     del self._draining[slot]
+        if gained and before is not None:
+            self.newcomers = frozenset(gained)
         self._wake()
         return frozenset(gained)
 
@@ -235,6 +239,13 @@ class GuardedServer:
             (grpc.method_handlers_generic_handler(service_name, guarded),)
         )
 
+    def _is_newcomer(self, finder: SlotFinder | None) -> Callable[[Any], bool]:
+        """Asked within the guard: there the request has a slot."""
+        here = self._here
+        if finder is None:
+            return lambda request: False
+        return lambda request: bool(here.newcomers) and finder(request) in here.newcomers
+
     def _wrap(self, service: str, name: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
         if handler.request_streaming != handler.response_streaming:
             raise TypeError(f"{service}/{name}: the guard knows no half streams")
@@ -246,7 +257,7 @@ class GuardedServer:
         if service in self._tallies and not bulk and not handler.request_streaming:
             # Within the guard: what is parked while its slot moves does not count as slow.
             # Bulk has an outcome for each of its many, and counts them itself.
-            behaviour = self._tallies[service].watch(behaviour)
+            behaviour = self._tallies[service].watch(behaviour, self._is_newcomer(finder))
         if finder is not None and not bulk:
             behaviour = _at_home(self._here, finder, field or "", behaviour)
         if self._admission is not None and method and not handler.request_streaming:

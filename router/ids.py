@@ -43,6 +43,8 @@ class Kind(StrEnum):
     INSTRUMENT = "ins"
     # What finance posts to make the books agree with a bank's.
     ADJUSTMENT = "adj"
+    # A difference between our books and a bank's.
+    BREAK = "brk"
 
 
 class Purpose(StrEnum):

@@ -1,11 +1,21 @@
-"""JSON lines to standard error. Nothing here prints parameters of SQL (pitfall 34)."""
+"""JSON lines to standard error. Nothing here prints parameters of SQL (pitfall 34), and card
+numbers, secrets and keys are taken out of whatever a line holds, tracebacks included."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import traceback
+from collections.abc import MutableMapping
+from types import TracebackType
+from typing import Any
 
 import structlog
+
+from router.redaction import redacted, redacted_value
+
+# Written by the processors themselves.
+_OWN = frozenset({"level", "timestamp"})
 
 
 def configure_logs(**bound: str) -> None:
@@ -15,6 +25,7 @@ def configure_logs(**bound: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            redact_line,
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
@@ -22,3 +33,38 @@ def configure_logs(**bound: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(**bound)
+    _redact_others()
+
+
+def redact_line(
+    logger: Any, method: str, line: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """structlog's processor. A line that the level keeps out never comes here."""
+    for name, value in line.items():
+        if name not in _OWN:
+            line[name] = redacted_value(value, name)
+    return line
+
+
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
+def _redact_others() -> None:
+    """What libraries log, and the traceback of an end, go the same way out."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Redacting("%(levelname)s:%(name)s:%(message)s"))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    sys.excepthook = _print_redacted
+
+
+def _print_redacted(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
@@ -36,13 +37,31 @@ def is_fault(refusal: Refusal) -> bool:
     return refusal.code in _FAULTS and refusal.reason not in _ROUTING
 
 
-class Tally:
-    """Counters of one process, ever growing. One event loop uses it."""
+class Counts:
+    """Of calls that ended, and by duration; ever growing."""
+
+    __slots__ = ("buckets", "failed", "ok")
 
     def __init__(self) -> None:
         self.ok = 0
         self.failed = 0
         self.buckets = [0] * BUCKETS
+
+    def add(self, bucket: int, *, failed: bool, count: int = 1) -> None:
+        if failed:
+            self.failed += count
+        else:
+            self.ok += count
+        self.buckets[bucket] += count
+
+
+class Tally(Counts):
+    """Counters of one process, of all its calls and of those to slots that came here last: a
+    gradual move is judged by them. One event loop uses it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.newcomers = Counts()
         self._under_way = 0
         self._under_way_before = 0
         self._ended_before = 0
@@ -58,29 +77,34 @@ class Tally:
         self._under_way_before = self._under_way
         return self.ok, self.failed, list(self.buckets)
 
-    def watch(self, behaviour: Callable[[Any, Any], Awaitable[Any]]) -> Any:
-        """The behaviour, counted."""
+    def watch(
+        self,
+        behaviour: Callable[[Any, Any], Awaitable[Any]],
+        is_newcomer: Callable[[Any], bool] = lambda request: False,
+    ) -> Any:
+        """The behaviour, counted. `is_newcomer`: is a request's slot one that came here last?"""
 
         async def counted(request: Any, context: Any) -> Any:
             began = time.perf_counter()
+            new = is_newcomer(request)
             self._under_way += 1
             try:
                 answer = await behaviour(request, context)
             except Refusal as refusal:
                 if refusal.reason not in _ROUTING:
-                    self._count(began, failed=is_fault(refusal))
+                    self._count(began, new, failed=is_fault(refusal))
                 raise
             except asyncio.CancelledError:
                 # The client's deadline, or only its change of mind?
                 left = context.time_remaining()
                 if left is not None and left <= 0:
-                    self._count(began, failed=True)
+                    self._count(began, new, failed=True)
                 raise
             except BaseException:
-                self._count(began, failed=True)
+                self._count(began, new, failed=True)
                 raise
             else:
-                self._count(began, failed=False)
+                self._count(began, new, failed=False)
                 return answer
             finally:
                 self._under_way -= 1
@@ -88,22 +112,25 @@ class Tally:
         return counted
 
     @contextlib.contextmanager
-    def many(self, outcomes: Sequence[object], count: int) -> Iterator[None]:
-        """Counts `count` calls that came as one; `outcomes` are theirs when the block ends."""
+    def many(self, outcomes: Sequence[object], newcomers: Sequence[bool]) -> Iterator[None]:
+        """Counts calls that came as one, of each whether its slot came here last; `outcomes` are
+        theirs when the block ends."""
         began = time.perf_counter()
-        self._under_way += count
+        self._under_way += len(newcomers)
         try:
             yield
-            failed = sum(1 for each in outcomes if isinstance(each, Refusal) and is_fault(each))
-            self._count(began, failed=True, count=failed)
-            self._count(began, failed=False, count=len(outcomes) - failed)
+            kinds = Counter(
+                (new, isinstance(outcome, Refusal) and is_fault(outcome))
+                for outcome, new in zip(outcomes, newcomers, strict=False)
+            )
+            for (new, failed), count in kinds.items():
+                self._count(began, new, failed=failed, count=count)
         finally:
-            self._under_way -= count
+            self._under_way -= len(newcomers)
 
-    def _count(self, began: float, *, failed: bool, count: int = 1) -> None:
-        if failed:
-            self.failed += count
-        else:
-            self.ok += count
+    def _count(self, began: float, new: bool, *, failed: bool, count: int = 1) -> None:
         ms = int((time.perf_counter() - began) * 1000)
-        self.buckets[min(ms.bit_length(), BUCKETS - 1)] += count
+        bucket = min(ms.bit_length(), BUCKETS - 1)
+        self.add(bucket, failed=failed, count=count)
+        if new:
+            self.newcomers.add(bucket, failed=failed, count=count)

@@ -2,8 +2,10 @@
 
     python terraform/run_drills.py [--data DIR] [--observe-s N] [NAME …]
 
-With --data a mesh that runs, else one of its own, which it takes down again. Ends with 1 when a
-steady state broke or a drill could not be carried out; the reports stay in drills-reports/.
+With --data a mesh that runs, else one of its own, which it takes down again: three members of etcd
+with TLS and two controllers, since with one of each there is no loss that others make good. Ends
+with 1 when a steady state broke or a drill could not be carried out; the reports stay in
+drills-reports/.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ DRILLS = ROOT / "terraform" / "drills"
 REPORTS = ROOT / "drills-reports"
 _VENV = ROOT / ".venv-terraform"
 _CELLCTL = [sys.executable, "-m", "control.cellctl.main"]
+_PLANE = ["--etcd-members", "3", "--etcd-tls", "--controllers", "2"]
 
 
 def main() -> None:
@@ -57,7 +60,8 @@ def _mesh(data: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="cellpay-drills-") as folder:
         own = Path(folder) / "mesh"
-        subprocess.run([*_CELLCTL, "up", "--detach", "--data", str(own)], check=True, cwd=ROOT)
+        up = [*_CELLCTL, "up", "--detach", "--data", str(own), *_PLANE]
+        subprocess.run(up, check=True, cwd=ROOT)
         try:
             yield own
         finally:

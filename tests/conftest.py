@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -13,6 +14,7 @@ from control.cellctl.session import Session
 from control.mesh import launcher
 from control.mesh.options import MeshOptions
 from router.client import CallPolicy, Mesh, connect_direct
+from tests.chaos.outside import banks
 
 # Short waits, so that what happens in minutes in production happens within a test.
 OVERRIDES = {
@@ -20,6 +22,17 @@ OVERRIDES = {
     "workers": 2,
     "settlement": {"interval_s": 2.0},
     "transfers": {"recovery_age_s": 2.0, "recovery_interval_s": 0.5, "try_timeout_s": 5.0},
+    "vault": {"look_interval_s": 1.0, "pause_s": 0.01},
+    "banking": {
+        "answer_timeout_s": 1.5,
+        "send_window_s": 1.0,
+        "wait_max_s": 2.0,
+        "reverse_after_s": 1.5,
+        "backoff_base_s": 0.3,
+        "backoff_cap_s": 1.0,
+        "held_retry_s": 0.5,
+        "recovery_interval_s": 0.3,
+    },
     "webhooks": {"backoff_base_s": 0.1, "backoff_cap_s": 0.5, "attempts_max": 4, "timeout_s": 1.0},
 }
 # Longer than the default: a test machine that is busy elsewhere must not look like a death.
@@ -29,7 +42,7 @@ PATIENT = CallPolicy(timeout_s=60.0)
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Cheap tests first, chaos last: the quickest failure is the most useful one."""
-    order = ("unit", "property", "integration", "chaos")
+    order = ("unit", "property", "conformance", "integration", "chaos")
 
     def rank(item: pytest.Item) -> int:
         folder = Path(str(item.fspath)).parent.name
@@ -39,12 +52,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+def outside(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[list[dict[str, Any]], dict[str, Mapping[str, int]]]]:
+    """Simulated banks: the settings of channels to them, and their ports."""
+    with banks(tmp_path_factory.mktemp("banks")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def bank_ports(outside: tuple[Any, dict[str, Mapping[str, int]]]) -> dict[str, Mapping[str, int]]:
+    return outside[1]
+
+
+@pytest.fixture(scope="session")
+def session(
+    tmp_path_factory: pytest.TempPathFactory, outside: tuple[list[dict[str, Any]], Any]
+) -> Iterator[Session]:
     data = tmp_path_factory.mktemp("mesh")
     os.environ.pop("GRPC_XDS_BOOTSTRAP", None)
+    overrides = {**OVERRIDES, "channels": outside[0]}
     try:
         with launcher.running(
-            data, 3, MeshOptions(cell_overrides=OVERRIDES, lease_ttl_s=LEASE_TTL_S)
+            data, 3, MeshOptions(cell_overrides=overrides, lease_ttl_s=LEASE_TTL_S)
         ):
             yield Session.open(data)
     finally:

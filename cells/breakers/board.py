@@ -14,15 +14,15 @@ from typing import Any
 import pybreaker
 import structlog
 
-from router.policies.model import Breakers, Dependency, Forced
+from router.policies.model import Breakers, Dependency, Forced, checked_dependency
 
 log = structlog.get_logger(__name__)
 
-_CLOSED, _OPEN, _HALF_OPEN = "closed", "open", "half_open"
+CLOSED, OPEN, HALF_OPEN = "closed", "open", "half_open"
 _NAMES = {
-    pybreaker.STATE_CLOSED: _CLOSED,
-    pybreaker.STATE_OPEN: _OPEN,
-    pybreaker.STATE_HALF_OPEN: _HALF_OPEN,
+    pybreaker.STATE_CLOSED: CLOSED,
+    pybreaker.STATE_OPEN: OPEN,
+    pybreaker.STATE_HALF_OPEN: HALF_OPEN,
 }
 
 
@@ -37,7 +37,7 @@ class Breaker:
     monotonic and the trial is ours, for pybreaker goes by the wall clock and lets all of them try.
     """
 
-    def __init__(self, dependency: Dependency, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, dependency: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.dependency = dependency
         self._clock = clock
         self._settings = Breakers(dependency)
@@ -55,9 +55,13 @@ class Breaker:
         return self._forced is not None
 
     @property
+    def reset_s(self) -> float:
+        return self._settings.reset_s
+
+    @property
     def state(self) -> str:
         if self._forced is not None:
-            return _OPEN if self._forced == Forced.OPEN else _CLOSED
+            return OPEN if self._forced == Forced.OPEN else CLOSED
         return _NAMES[self._breaker.current_state]
 
     def tune(self, settings: Breakers) -> None:
@@ -67,6 +71,24 @@ class Breaker:
             log.warning("a breaker is forced", dependency=self.dependency, to=settings.force)
             self._forced = settings.force
             # What it counted was of another time.
+            self._breaker.close()
+
+    def stops(self) -> bool:
+        """Whether it leaves the dependency alone now; asking takes no trial."""
+        if self._forced is not None:
+            return self._forced == Forced.OPEN
+        is_closed: bool = self._breaker.current_state == pybreaker.STATE_CLOSED
+        return not is_closed and self._clock() < self._try_at
+
+    def open(self) -> None:
+        """Somebody else found the dependency away: as if we had."""
+        if self._forced is None and self._breaker.current_state != pybreaker.STATE_OPEN:
+            self._breaker.open()
+            self._try_at = self._clock() + self._settings.reset_s
+
+    def close(self) -> None:
+        """Somebody else found it back."""
+        if self._forced is None:
             self._breaker.close()
 
     def is_open(self) -> bool:
@@ -113,17 +135,24 @@ def _raise(error: BaseException) -> None:
 
 
 class Board:
-    """Of every dependency one."""
+    """Of every dependency one, and of every channel that is asked for."""
 
-    def __init__(self) -> None:
-        self._breakers = {item: Breaker(item) for item in Dependency}
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._said: Mapping[str, Breakers] = {}
+        self._breakers = {str(item): Breaker(item, clock) for item in Dependency}
 
-    def of(self, dependency: Dependency) -> Breaker:
-        return self._breakers[dependency]
+    def of(self, dependency: str) -> Breaker:
+        found = self._breakers.get(dependency)
+        if found is None:
+            found = Breaker(checked_dependency(dependency), self._clock)
+            found.tune(self._said.get(dependency, Breakers(dependency)))
+            self._breakers[dependency] = found
+        return found
 
     def apply(self, policies: Sequence[Breakers]) -> None:
         """The last policy of a dependency, by name, holds; without one the defaults do."""
-        said = {item.dependency: item for item in policies}
+        said = self._said = {item.dependency: item for item in policies}
         for dependency, breaker in self._breakers.items():
             breaker.tune(said.get(dependency, Breakers(dependency)))
 

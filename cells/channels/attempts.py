@@ -53,7 +53,10 @@ class Attempt(NamedTuple):
     # ISO 8601; empty until the bank said.
     clearing_date: str
     created_at: datetime
+    # When a bank was last asked or heard: recovery asks again, ever more seldom.
     touched_at: datetime
+    # What the bank said against it after it had ended, as `verdict/code`: a case for people.
+    dispute: str = ""
 
 
 attempts = Table(
@@ -75,6 +78,7 @@ attempts = Table(
     Column("clearing_date", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
     Column("touched_at", DateTime(timezone=True), nullable=False),
+    Column("dispute", Text, nullable=False, server_default=""),
 )
 Index(
     "attempts_open",
@@ -90,5 +94,13 @@ Index("attempts_by_channel", attempts.c.channel, attempts.c.created_at, attempts
 ATTEMPTS: RecordType[Attempt] = RecordType(
     attempts,
     Attempt,
-    changes=("state", "reason", "code", "bank_reference", "clearing_date", "touched_at"),
+    changes=(
+        "state",
+        "reason",
+        "code",
+        "bank_reference",
+        "clearing_date",
+        "touched_at",
+        "dispute",
+    ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -39,7 +39,11 @@ class Channel(Protocol):
 
     @property
     def operations(self) -> frozenset[Operation]:
-        """What it can do; the rest is answered FAILED / UNSUPPORTED, unsent."""
+        """What it can do; the rest is answered FAILED / UNSUPPORTED, unsent.
+
+        But a QUERY speaks of its original: one that was not asked (UNSUPPORTED, NOT_SENT) leaves
+        that as UNKNOWN as it was.
+        """
         ...
 
     async def run(self) -> None:
@@ -57,6 +61,10 @@ class Channel(Protocol):
         """The statement of a clearing date, as a file in `into`. Raises StatementMissing."""
         ...
 
+
+# Of kinds whose tongue has no statements: who fetches the day's file from where the bank lays it.
+# Raises StatementMissing.
+StatementSource = Callable[[date, Path], Awaitable[StatementFile]]
 
 # Where late answers and callbacks go. Called from the event loop; must not block.
 Listener = Callable[[Heard], None]

@@ -27,9 +27,11 @@ class Fence:
 
 # One statement, so that a writer that waited for a change of owner sees the new row (the lock
 # re-reads it). In slot order: two groups cannot deadlock on each other's slots (pitfall 13).
+# One row of text: hundreds of rows, each with the time, take the driver longer than the locks.
 LOCK_SLOTS = (
-    "SELECT slot, owner, epoch, now() FROM slots"
-    " WHERE slot = ANY(CAST(string_to_array($1, ',') AS smallint[])) ORDER BY slot FOR SHARE"
+    "SELECT count(*), now(), string_agg(CAST(slot AS text) || ' ' || CAST(epoch AS text), ',')"
+    " FILTER (WHERE owner = $2) FROM (SELECT slot, owner, epoch FROM slots"
+    " WHERE slot = ANY(CAST(string_to_array($1, ',') AS smallint[])) ORDER BY slot FOR SHARE) AS s"
 )
 
 
@@ -40,8 +42,11 @@ async def fence(
 
     It must be the transaction's first statement: what is read after it cannot be older.
     """
-    rows = await transaction.fetch(LOCK_SLOTS, ",".join(map(str, sorted(set(slots)))))
-    if not rows:
+    count, now, ours = await transaction.fetchrow(
+        LOCK_SLOTS, ",".join(map(str, sorted(set(slots)))), cell
+    )
+    if not count:
         raise LookupError("the slots table is empty: the controller has not seeded it yet")
-    epochs = {slot: epoch for slot, owner, epoch, _ in rows if owner == cell}
-    return FencedSession(transaction), Fence(cell, epochs, rows[0][3])
+    pairs = [pair.split(" ") for pair in ours.split(",")] if ours else []
+    epochs = {int(slot): int(epoch) for slot, epoch in pairs}
+    return FencedSession(transaction), Fence(cell, epochs, now)

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cells.database import Driver, commit, transaction
+from cells.database import Driver, KeptConnection, commit, transaction
 from cells.fencing.store import FencedSession, fence
 from cells.ledger.book import Book, Changes
 from cells.ledger.model import (
@@ -36,17 +36,18 @@ _remembered: WeakKeyDictionary[AsyncEngine, _Remembered] = WeakKeyDictionary()
 
 
 async def commit_group(
-    engine: AsyncEngine, cell: str, commands: Sequence[Command]
+    source: AsyncEngine | KeptConnection, cell: str, commands: Sequence[Command]
 ) -> list[Outcome]:
     """Decides the commands in order and commits what they changed, all or nothing.
 
     Raises what the database raises; running it again is safe, because every command is idempotent
     by its key or by the state of the row that it changes.
     """
+    engine = source.engine if isinstance(source, KeptConnection) else source
     slots = {command.slot for command in commands}
     for command in commands:
         slots.update(command.other_slots())
-    async with transaction(engine) as driver:
+    async with transaction(source) as driver:
         session, held = await fence(driver, cell, slots)
         book = Book(held.epochs, held.now)
         known = _remembered.setdefault(engine, {})

@@ -19,7 +19,7 @@ import grpc
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cells.database import forget_plans, is_away, is_contention, sqlstate_of
+from cells.database import KeptConnection, forget_plans, is_away, is_contention, sqlstate_of
 from cells.ledger.book import MoneyBroken
 from cells.ledger.model import Command, Outcome
 from cells.ledger.store import commit_group
@@ -105,7 +105,7 @@ class Lane:
     """One queue, one transaction at a time."""
 
     def __init__(self, engine: AsyncEngine, cell: str, settings: LaneSettings) -> None:
-        self._engine = engine
+        self._connection = KeptConnection(engine)
         self._cell = cell
         self._settings = settings
         self._queue: deque[_Pending] = deque()
@@ -146,13 +146,16 @@ class Lane:
 
     async def run(self) -> None:
         """Commits groups for ever. Ends only by a broken money invariant (fail-stop)."""
-        while True:
-            await self._filled.wait()
-            await self._gather()
-            group = self._take()
-            if group:
-                await self._commit(group)
-                await self._plan_anew()
+        try:
+            while True:
+                await self._filled.wait()
+                await self._gather()
+                group = self._take()
+                if group:
+                    await self._commit(group)
+                    await self._plan_anew()
+        finally:
+            await self._connection.give_back()
 
     async def _plan_anew(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -160,7 +163,7 @@ class Lane:
             return
         self._plans_until = now + _PLANS_S
         try:
-            await forget_plans(self._engine)
+            await forget_plans(self._connection)
         except Exception as error:
             # The next group will find out what there is to find out.
             log.info("plans were not made anew", error=type(error).__name__)
@@ -205,7 +208,7 @@ class Lane:
             began = asyncio.get_running_loop().time()
             try:
                 outcomes = await commit_group(
-                    self._engine, self._cell, [pending.command for pending in group]
+                    self._connection, self._cell, [pending.command for pending in group]
                 )
             except MoneyBroken:
                 log.critical("a money invariant broke: this cell stops", exc_info=True)

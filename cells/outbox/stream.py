@@ -1,17 +1,19 @@
 """The stream CELLPAY in JetStream: how events look there, and how they get there.
 
 subject   cellpay.events.<type>
-header    Nats-Msg-Id: the batch's ID (the server drops repeats for two minutes; pitfall 19)
+header    Nats-Msg-Id: of its batches (the server drops repeats for two minutes; pitfall 19)
 body      events of that type, a line each: {"id", "type", "slot", "merchant_id", "time", "data"}
 
-A message is what one group of the ledger told of: the stream syncs once for all of it.
+A message is what some groups of the ledger told of: the stream syncs once for all of it, and at a
+moderate load, when groups are small, there is one message for a look into the outbox.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+import hashlib
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import nats
@@ -31,6 +33,10 @@ _DUPLICATE_WINDOW_S = 120.0
 # Far longer than the outbox's retention, and not for ever.
 _AGE_MAX_S = 30 * 86_400.0
 _ACK_WAIT_S = 5.0
+# What a message may gather; a batch that is larger goes alone. JetStream takes 1 MiB at most, and a
+# character may have four bytes.
+_EVENTS_A_MESSAGE_MAX = 128
+_CHARACTERS_A_MESSAGE_MAX = 200_000
 _RECONNECT_WAIT_S = 0.25
 # A dead server that does not close its connections is noticed after two of these.
 _PING_INTERVAL_S = 10
@@ -83,23 +89,23 @@ async def publish(stream: Any, batches: Sequence[EventBatch]) -> list[EventBatch
 
     Raises the first fault when none has: the stream is away.
     """
-    pending: dict[asyncio.Future[Any], EventBatch] = {}
+    pending: dict[asyncio.Future[Any], Sequence[EventBatch]] = {}
     fault: BaseException | None = None
-    for batch in batches:
+    for message in messages(batches):
         try:
             future = await stream.publish_async(
-                f"cellpay.events.{batch.type}",
-                batch.lines.encode(),
+                f"cellpay.events.{message[0].type}",
+                "\n".join([batch.lines for batch in message]).encode(),
                 wait_stall=_ACK_WAIT_S,
                 stream=STREAM,
-                headers={"Nats-Msg-Id": batch.batch_id},
+                headers={"Nats-Msg-Id": message_id(message)},
             )
         except Exception as error:
             go_on_unless_cancelled()
             # The others go on: they may be acknowledged.
             fault = error
         else:
-            pending[future] = batch
+            pending[future] = message
     acknowledged, failed = await _acknowledgements(pending)
     fault = fault or failed
     if fault is not None and not acknowledged:
@@ -107,8 +113,34 @@ async def publish(stream: Any, batches: Sequence[EventBatch]) -> list[EventBatch
     return acknowledged
 
 
+def messages(batches: Sequence[EventBatch]) -> Iterator[Sequence[EventBatch]]:
+    """Batches that share a message: of one type, as many as it holds."""
+    by_type: dict[str, list[EventBatch]] = {}
+    for batch in batches:
+        by_type.setdefault(batch.type, []).append(batch)
+    for same in by_type.values():
+        first = events = characters = 0
+        for number, batch in enumerate(same):
+            events += batch.events
+            characters += len(batch.lines) + 1
+            full = events > _EVENTS_A_MESSAGE_MAX or characters > _CHARACTERS_A_MESSAGE_MAX
+            if full and number > first:
+                yield same[first:number]
+                first, events, characters = number, batch.events, len(batch.lines) + 1
+        yield same[first:]
+
+
+def message_id(message: Sequence[EventBatch]) -> str:
+    """Of exactly these batches. Were it the first one's, a repeat that has gathered more would be
+    dropped with what is new in it, acknowledged and marked as sent."""
+    if len(message) == 1:
+        return message[0].batch_id
+    joined = "\n".join([batch.batch_id for batch in message])
+    return hashlib.sha256(joined.encode()).hexdigest()
+
+
 async def _acknowledgements(
-    pending: Mapping[asyncio.Future[Any], EventBatch],
+    pending: Mapping[asyncio.Future[Any], Sequence[EventBatch]],
 ) -> tuple[list[EventBatch], BaseException | None]:
     """The batches that the stream has, and the first fault of those that it may not have."""
     if not pending:
@@ -118,11 +150,11 @@ async def _acknowledgements(
     for future in silent:
         future.cancel()
         fault = TimeoutError("the stream does not acknowledge")
-    acknowledged = []
+    acknowledged: list[EventBatch] = []
     for future in done:
         failure = None if future.cancelled() else future.exception()
         if failure is None and not future.cancelled():
-            acknowledged.append(pending[future])
+            acknowledged += pending[future]
         else:
             fault = failure or fault or TimeoutError("the publication was cut off")
     return acknowledged, fault

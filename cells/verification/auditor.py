@@ -10,13 +10,13 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cells.settings import OutboxSettings
-from cells.verification import checks, traces
+from cells.verification import banks, checks, traces
 from cells.verification.checks import Check
 from cells.verification.model import CurrencyFigures, Figures, Finding, Report, Severity
 from cells.verification.traces import KNOWN_METHODS
 from router.slotmap import SlotMap
 
-CHECKS = (*checks.CHECKS, *traces.CHECKS)
+CHECKS = (*checks.CHECKS, *banks.CHECKS, *traces.CHECKS)
 
 _SAMPLES_MAX = 5
 _SAMPLE_CHARACTERS_MAX = 400
@@ -171,15 +171,16 @@ async def _unknown_methods(connection: AsyncConnection) -> dict[str, str]:
     }
 
 
-_MONEY = """SELECT currency, sum(users), sum(collection), sum(clearing), sum(external_),
-    sum(held), sum(deposits), sum(withdrawals) FROM (
+_MONEY = """SELECT currency, sum(users), sum(collection), sum(clearing), sum(banks),
+    sum(external_), sum(held), sum(deposits), sum(withdrawals) FROM (
     SELECT currency,
         CASE purpose WHEN 'balance' THEN balance ELSE 0 END AS users,
         CASE purpose WHEN 'collection' THEN balance ELSE 0 END AS collection,
         CASE purpose WHEN 'clearing' THEN balance ELSE 0 END AS clearing,
+        CASE WHEN purpose IN ('channel', 'fees', 'suspense') THEN balance ELSE 0 END AS banks,
         CASE purpose WHEN 'external' THEN balance ELSE 0 END AS external_,
         held, 0 AS deposits, 0 AS withdrawals FROM accounts
-    UNION ALL SELECT currency, 0, 0, 0, 0, 0,
+    UNION ALL SELECT currency, 0, 0, 0, 0, 0, 0,
         CASE direction WHEN 'in' THEN amount ELSE 0 END,
         CASE direction WHEN 'in' THEN 0 ELSE amount END FROM movements
 ) AS m GROUP BY currency ORDER BY currency"""
@@ -212,6 +213,10 @@ async def _figures(connection: AsyncConnection, deliveries: bool) -> Figures:
         movements=await counts("movements", "direction"),
         transfers=transfers,
         branches=await counts("branches"),
+        charges=await counts("charges"),
+        charge_refunds=await counts("charge_refunds"),
+        payouts=await counts("payouts"),
+        attempts_open=await count(f"attempts WHERE state IN ({banks.OPEN})"),
         in_doubt=sum(total for state, total in transfers.items() if state not in ended),
         idempotency_records=await count("idempotency"),
         outbox=await count("outbox", "COALESCE(sum(events), 0)"),

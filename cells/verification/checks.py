@@ -23,7 +23,9 @@ class Check:
     needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def _account(alias: str, slot: str, purpose: str, currency: str, user: str | None = None) -> str:
+def account_join(
+    alias: str, slot: str, purpose: str, currency: str, user: str | None = None
+) -> str:
     """A join that finds an account by what it is for, not by its computed ID."""
     owner = f" AND {alias}.user_id = {user}" if user else ""
     return (
@@ -32,7 +34,7 @@ def _account(alias: str, slot: str, purpose: str, currency: str, user: str | Non
     )
 
 
-def _not_exactly(rows: str) -> str:
+def not_exactly(rows: str) -> str:
     """Of `rows` (id, posting_id, amount, debit, credit): those without just these two entries."""
     return f"""
         SELECT d.id, d.posting_id, d.amount, count(e.posting_id) AS entries
@@ -43,7 +45,7 @@ def _not_exactly(rows: str) -> str:
             OR count(CASE WHEN e.account_id = d.credit AND e.amount = d.amount THEN 1 END) <> 1"""
 
 
-_POSTING = "has {entries} entries under {posting_id}, not just the two that move {amount}"
+POSTING = "has {entries} entries under {posting_id}, not just the two that move {amount}"
 
 # Movements with their sign: deposits minus withdrawals.
 _FLOWS = """SELECT slot, currency, CASE direction WHEN 'in' THEN amount ELSE -amount END AS amount
@@ -62,14 +64,18 @@ MONEY = (
     Check(
         "posting_has_its_cause",
         1,
-        "posting {posting_id} ({kind}, {entries} entries) belongs to no movement, payment, refund"
-        " or transfer",
+        "posting {posting_id} ({kind}, {entries} entries) belongs to no movement, payment, refund,"
+        " transfer, charge, payout or adjustment",
         """SELECT e.posting_id, min(e.kind) AS kind, count(*) AS entries FROM entries AS e
         LEFT JOIN (
             SELECT movement_id AS id FROM movements UNION ALL SELECT payment_id FROM payments
             UNION ALL SELECT refund_id FROM refunds UNION ALL SELECT transfer_id FROM transfers
             UNION ALL SELECT transfer_id || '/payer' FROM transfers
             UNION ALL SELECT transfer_id || '/payee' FROM transfers
+            UNION ALL SELECT charge_id FROM charges UNION ALL SELECT refund_id FROM charge_refunds
+            UNION ALL SELECT payout_id FROM payouts
+            UNION ALL SELECT payout_id || '/returned' FROM payouts
+            UNION ALL SELECT adjustment_id FROM adjustments
         ) AS cause ON cause.id = e.posting_id
         WHERE cause.id IS NULL GROUP BY e.posting_id""",
     ),
@@ -129,8 +135,8 @@ MONEY = (
     Check(
         "money_is_conserved",
         1,
-        "users, collection and clearing accounts hold {held} {currency}; deposits minus"
-        " withdrawals are {moved}",
+        "users, collection and clearing accounts, and what lies with banks, hold {held}"
+        " {currency}; deposits minus withdrawals are {moved}",
         f"""SELECT currency, sum(held) AS held, sum(moved) AS moved FROM (
             SELECT currency, balance AS held, 0 AS moved FROM accounts WHERE purpose <> 'external'
             UNION ALL SELECT currency, 0, amount FROM ({_FLOWS}) AS f
@@ -210,13 +216,13 @@ MONEY = (
     Check(
         "movement_has_its_posting",
         1,
-        "movement {id} " + _POSTING,
-        _not_exactly(
+        "movement {id} " + POSTING,
+        not_exactly(
             """SELECT m.movement_id AS id, m.movement_id AS posting_id, m.amount,
             CASE m.direction WHEN 'in' THEN x.account_id ELSE m.account_id END AS debit,
             CASE m.direction WHEN 'in' THEN m.account_id ELSE x.account_id END AS credit
             FROM movements AS m"""
-            + _account("x", "m.slot", "external", "m.currency")
+            + account_join("x", "m.slot", "external", "m.currency")
         ),
     ),
 )
@@ -258,12 +264,12 @@ PAYMENTS = (
     Check(
         "payment_has_its_posting",
         1,
-        "payment {id} " + _POSTING,
-        _not_exactly(
+        "payment {id} " + POSTING,
+        not_exactly(
             """SELECT p.payment_id AS id, p.payment_id AS posting_id, p.amount,
             payer.account_id AS debit, collection.account_id AS credit FROM payments AS p"""
-            + _account("payer", "p.slot", "balance", "p.currency", "p.payer_id")
-            + _account("collection", "p.slot", "collection", "p.currency", "p.merchant_id")
+            + account_join("payer", "p.slot", "balance", "p.currency", "p.payer_id")
+            + account_join("collection", "p.slot", "collection", "p.currency", "p.merchant_id")
         ),
     ),
     Check(
@@ -290,12 +296,12 @@ PAYMENTS = (
     Check(
         "refund_has_its_posting",
         1,
-        "refund {id} " + _POSTING,
-        _not_exactly(
+        "refund {id} " + POSTING,
+        not_exactly(
             """SELECT r.refund_id AS id, r.refund_id AS posting_id, r.amount,
             collection.account_id AS debit, payer.account_id AS credit FROM refunds AS r"""
-            + _account("payer", "r.slot", "balance", "r.currency", "r.payer_id")
-            + _account("collection", "r.slot", "collection", "r.currency", "r.merchant_id")
+            + account_join("payer", "r.slot", "balance", "r.currency", "r.payer_id")
+            + account_join("collection", "r.slot", "collection", "r.currency", "r.merchant_id")
             + " WHERE r.state = 'succeeded'"
         ),
     ),
@@ -321,28 +327,41 @@ TRANSFERS = (
     Check(
         "held_is_tries",
         5,
-        "account {account_id} of {user_id} holds {held}; its transfers being tried are {tried}",
+        "account {account_id} of {user_id} holds {held}; its transfers being tried, payouts and"
+        " refunds to cards are {tried}",
         """SELECT a.account_id, a.user_id, a.held, COALESCE(t.tried, 0) AS tried
         FROM accounts AS a LEFT JOIN (
-            SELECT slot, payer_account_id, sum(amount) AS tried FROM transfers
-            WHERE state = 'trying' GROUP BY slot, payer_account_id
-        ) AS t ON t.slot = a.slot AND t.payer_account_id = a.account_id
+            SELECT slot, account_id, sum(amount) AS tried FROM (
+                SELECT slot, payer_account_id AS account_id, amount FROM transfers
+                WHERE state = 'trying'
+                UNION ALL SELECT p.slot, p.account_id, o.amount FROM (
+                    SELECT slot, user_id, currency, amount FROM payouts
+                    WHERE state IN ('held', 'sending')
+                    UNION ALL SELECT slot, user_id, currency, amount FROM charge_refunds
+                    WHERE state IN ('held', 'sending')
+                ) AS o JOIN accounts AS p ON p.slot = o.slot AND p.user_id = o.user_id
+                    AND p.currency = o.currency AND p.purpose = 'balance'
+            ) AS hold GROUP BY slot, account_id
+        ) AS t ON t.slot = a.slot AND t.account_id = a.account_id
         WHERE a.held <> COALESCE(t.tried, 0)""",
     ),
     Check(
         "promised_is_tries_and_refunds",
         5,
-        "account {account_id} of {user_id} is promised {promised}; tried branches and pending"
-        " refunds to it are {due}",
+        "account {account_id} of {user_id} is promised {promised}; tried branches, pending"
+        " refunds and charges to it are {due}",
         """SELECT a.account_id, a.user_id, a.promised, COALESCE(d.due, 0) AS due
         FROM accounts AS a LEFT JOIN (
             SELECT slot, account_id, sum(amount) AS due FROM (
                 SELECT slot, payee_account_id AS account_id, amount FROM branches
                 WHERE state = 'tried'
-                UNION ALL SELECT p.slot, p.account_id, r.amount FROM refunds AS r
-                JOIN accounts AS p ON p.slot = r.slot AND p.user_id = r.payer_id
+                UNION ALL SELECT p.slot, p.account_id, r.amount FROM (
+                    SELECT slot, payer_id AS user_id, currency, amount FROM refunds
+                    WHERE state = 'pending'
+                    UNION ALL SELECT slot, user_id, currency, amount FROM charges
+                    WHERE state IN ('processing', 'reversing')
+                ) AS r JOIN accounts AS p ON p.slot = r.slot AND p.user_id = r.user_id
                     AND p.currency = r.currency AND p.purpose = 'balance'
-                WHERE r.state = 'pending'
             ) AS promise GROUP BY slot, account_id
         ) AS d ON d.slot = a.slot AND d.account_id = a.account_id
         WHERE a.promised <> COALESCE(d.due, 0)""",
@@ -350,8 +369,8 @@ TRANSFERS = (
     Check(
         "transfer_in_one_cell_has_its_posting",
         5,
-        "transfer {id} is confirmed, has no branch, and " + _POSTING,
-        _not_exactly(
+        "transfer {id} is confirmed, has no branch, and " + POSTING,
+        not_exactly(
             """SELECT t.transfer_id AS id, t.transfer_id AS posting_id, t.amount,
             t.payer_account_id AS debit, t.payee_account_id AS credit FROM transfers AS t
             LEFT JOIN branches AS b ON b.transfer_id = t.transfer_id
@@ -361,12 +380,12 @@ TRANSFERS = (
     Check(
         "committed_transfer_left_the_payer",
         5,
-        "transfer {id} is decided, and " + _POSTING,
-        _not_exactly(
+        "transfer {id} is decided, and " + POSTING,
+        not_exactly(
             """SELECT t.transfer_id AS id, t.transfer_id || '/payer' AS posting_id, t.amount,
             t.payer_account_id AS debit, c.account_id AS credit FROM transfers AS t
             LEFT JOIN branches AS b ON b.transfer_id = t.transfer_id"""
-            + _account("c", "t.slot", "clearing", "t.currency")
+            + account_join("c", "t.slot", "clearing", "t.currency")
             + """ WHERE t.state = 'committing'
             OR (t.state = 'confirmed' AND b.transfer_id IS NOT NULL)"""
         ),
@@ -421,11 +440,11 @@ TRANSFERS = (
     Check(
         "confirmed_branch_paid_the_payee",
         5,
-        "branch {id} is confirmed, and " + _POSTING,
-        _not_exactly(
+        "branch {id} is confirmed, and " + POSTING,
+        not_exactly(
             """SELECT b.branch_id AS id, b.transfer_id || '/payee' AS posting_id, b.amount,
             c.account_id AS debit, b.payee_account_id AS credit FROM branches AS b"""
-            + _account("c", "b.slot", "clearing", "b.currency")
+            + account_join("c", "b.slot", "clearing", "b.currency")
             + " WHERE b.state = 'confirmed'"
         ),
     ),

@@ -34,6 +34,8 @@ class CurrencyFigures:
     users: int
     collection: int
     clearing: int
+    # What lies with banks (as a debt of theirs, negative), fees and suspense.
+    banks: int
     external: int
     held: int
     deposits: int
@@ -41,7 +43,8 @@ class CurrencyFigures:
 
     @property
     def conserved(self) -> bool:
-        return self.users + self.collection + self.clearing == self.deposits - self.withdrawals
+        inside = self.users + self.collection + self.clearing + self.banks
+        return inside == self.deposits - self.withdrawals
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,11 @@ class Figures:
     movements: Mapping[str, int]
     transfers: Mapping[str, int]
     branches: Mapping[str, int]
+    charges: Mapping[str, int]
+    charge_refunds: Mapping[str, int]
+    payouts: Mapping[str, int]
+    # Requests to banks whose end is not known.
+    attempts_open: int
     in_doubt: int
     idempotency_records: int
     outbox: int
@@ -125,7 +133,7 @@ def lines(report: Report) -> list[str]:
         sign = "=" if money.conserved else "≠"
         text.append(
             f"{money.currency}: users {money.users} + collection {money.collection}"
-            f" + clearing {money.clearing} {sign} deposits {money.deposits}"
+            f" + clearing {money.clearing} + banks {money.banks} {sign} deposits {money.deposits}"
             f" - withdrawals {money.withdrawals} (held {money.held})"
         )
     text += [
@@ -133,6 +141,8 @@ def lines(report: Report) -> list[str]:
         f"orders: {_counts(figures.orders)}; payments: {figures.payments};"
         f" refunds: {_counts(figures.refunds)}",
         f"transfers: {_counts(figures.transfers)}; in doubt: {figures.in_doubt}",
+        f"charges: {_counts(figures.charges)}; refunds of them: {_counts(figures.charge_refunds)};"
+        f" payouts: {_counts(figures.payouts)}; open requests to banks: {figures.attempts_open}",
         f"outbox: {figures.outbox}, unsent: {figures.outbox_unsent}",
     ]
     if figures.deliveries is not None:

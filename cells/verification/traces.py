@@ -19,6 +19,9 @@ _RESOURCES = {
     "transfers": ("transfer_id", "'CreateTransfer', 'FundCollection'"),
     "orders": ("order_id", "'CreateOrder', 'CloseOrder'"),
     "accounts": ("account_id", "'OpenAccount', 'CloseAccount'"),
+    "charges": ("charge_id", "'CreateCharge'"),
+    "charge_refunds": ("refund_id", "'RefundCharge'"),
+    "payouts": ("payout_id", "'CreatePayout'"),
 }
 KNOWN_METHODS = ", ".join(methods for _, methods in _RESOURCES.values())
 _MAY_REPEAT = "'OpenAccount', 'CloseAccount', 'CloseOrder'"
@@ -28,12 +31,14 @@ _ALL_RESOURCES = " UNION ALL ".join(
     f" WHERE r.method IN ({methods}) AND t.{column} IS NULL"
     for table, (column, methods) in _RESOURCES.items()
 )
-# What a request with a key made. Settlement has no request: it takes what is free. Payments hold
-# their own key.
+# What a request with a key made. Settlement has no request: it takes what is free, and neither has
+# the refund of a charge whose order had ended. Payments hold their own key.
 _EFFECTS = """
     SELECT slot, order_id AS id FROM orders
     UNION ALL SELECT slot, movement_id FROM movements UNION ALL SELECT slot, refund_id FROM refunds
     UNION ALL SELECT slot, transfer_id FROM transfers WHERE kind <> 'settlement'
+    UNION ALL SELECT slot, charge_id FROM charges UNION ALL SELECT slot, payout_id FROM payouts
+    UNION ALL SELECT slot, refund_id FROM charge_refunds WHERE cause = 'requested'
     UNION ALL SELECT slot, account_id FROM accounts WHERE purpose = 'balance'"""
 
 REQUESTS = (
@@ -72,7 +77,9 @@ REQUESTS = (
 _IDS = {
     "accounts": "account_id", "movements": "movement_id", "orders": "order_id",
     "payments": "payment_id", "refunds": "refund_id", "transfers": "transfer_id",
-    "branches": "branch_id", "outbox": "batch_id",
+    "branches": "branch_id", "outbox": "batch_id", "attempts": "attempt_id",
+    "decisions": "attempt_id", "charges": "charge_id", "charge_refunds": "refund_id",
+    "payouts": "payout_id", "adjustments": "adjustment_id",
 }  # fmt: skip
 _ALL_IDS = " UNION ALL ".join(
     f"SELECT '{table}' AS held_in, slot, {column} AS id FROM {table}"
@@ -174,6 +181,9 @@ _TOLD = " UNION ALL ".join(
         _told("payment", "pay", "'payment.succeeded'"),
         _told("refund", "ref", _REFUND_EVENTS),
         _told("transfer", "tra", _TRANSFER_EVENTS),
+        _told("charge", "chg", "'charge.succeeded', 'charge.failed'"),
+        _told("refund", "ref", "'charge_refund.succeeded', 'charge_refund.failed'"),
+        _told("payout", "pyo", "'payout.paid', 'payout.failed', 'payout.returned'"),
     ]
 )
 _TO_TELL = """
@@ -181,7 +191,15 @@ _TO_TELL = """
     UNION ALL SELECT refund_id, 'refund.' || state, created_at FROM refunds
     WHERE state IN ('succeeded', 'failed')
     UNION ALL SELECT transfer_id, kind || '.' || state, created_at FROM transfers
-    WHERE state IN ('confirmed', 'cancelled')"""
+    WHERE state IN ('confirmed', 'cancelled')
+    UNION ALL SELECT charge_id, 'charge.' || state, created_at FROM charges
+    WHERE state IN ('succeeded', 'failed')
+    UNION ALL SELECT refund_id, 'charge_refund.' || state, created_at FROM charge_refunds
+    WHERE state IN ('succeeded', 'failed')
+    UNION ALL SELECT payout_id, 'payout.' || state, created_at FROM payouts
+    WHERE state IN ('paid', 'failed', 'returned')
+    UNION ALL SELECT payout_id, 'payout.paid', created_at FROM payouts
+    WHERE state = 'returned'"""
 
 EVENTS = (
     Check(

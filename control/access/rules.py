@@ -59,6 +59,7 @@ METHODS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "AbortOperation": _OPERATE,
         "RollBackOperation": _OPERATE,
         "DeclareCell": _OPERATE,
+        "ReleaseFailover": _OPERATE,
     },
     f"{_PACKAGE}.PolicyService": {
         "GetPolicy": _READ,
@@ -73,6 +74,15 @@ METHODS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "GetDrill": _READ,
         "ListDrills": _READ,
         "EndDrill": _DRILL,
+    },
+    f"{_PACKAGE}.ReconciliationService": {
+        "RequestRun": _OPERATE,
+        "ListRuns": _READ,
+        "ListBreaks": _READ,
+        "ListCases": _READ,
+        # The maker and the checker, who must be two (control/reconciliation/rules.py).
+        "ProposeResolution": _OPERATE,
+        "DecideCase": _APPROVE,
     },
     f"{_PACKAGE}.AccessService": {
         "WhoAmI": _READ,

@@ -6,8 +6,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import structlog
+
 from control.access.rules import DEFAULT_BINDINGS, Bindings, Role
 from router.store.model import Store
+
+log = structlog.get_logger(__name__)
 
 ACCESS_PREFIX = "/cellpay/access/"
 BINDINGS_PREFIX = f"{ACCESS_PREFIX}bindings/"
@@ -37,11 +41,19 @@ class Access:
 def parse_bindings(stored: Mapping[str, str]) -> dict[str, frozenset[Role]]:
     found = dict(DEFAULT_BINDINGS)
     for key, value in stored.items():
-        roles = json.loads(value)["roles"]
-        # A role of a later version gives nothing here.
-        known = frozenset(Role(role) for role in roles if role in set(Role))
-        found[key.removeprefix(BINDINGS_PREFIX)] = known
+        found[key.removeprefix(BINDINGS_PREFIX)] = _roles(key, value)
     return found
+
+
+def _roles(key: str, value: str) -> frozenset[Role]:
+    """A role of a later version gives nothing here, nor does a binding that nobody can read: it
+    ends no controller, and lets nobody in."""
+    try:
+        roles = json.loads(value)["roles"]
+        return frozenset(Role(role) for role in roles if role in set(Role))
+    except (ValueError, TypeError, KeyError) as error:
+        log.error("a role binding is unreadable and gives nothing", key=key, why=repr(error))
+        return frozenset()
 
 
 def binding_put(subject: str, roles: Iterable[Role]) -> dict[str, str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from cellpay.control.v1 import control_pb2 as pb
 from cellpay.control.v1 import operations_pb2 as ops_pb
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from control.cellctl.session import Session
 from control.cellctl.show import console, range_text, show_plan, step_name
@@ -110,11 +112,15 @@ def move(
     percent: Annotated[
         str,
         typer.Option(help="In waves, such as 1,10,50,100; each is watched, and taken back when "
-                          "payments there fail or slow down."),
+                          "payments fail more often or get slower there."),
     ] = "",
     soak_s: Annotated[float, typer.Option(help="How long each wave is watched.")] = 3.0,
-    failures_max: Annotated[int, typer.Option(help="Percent of payments that may fail.")] = 5,
-    p99_ms_max: Annotated[int, typer.Option(help="Milliseconds.")] = 1000,
+    failures_max: Annotated[
+        int, typer.Option(help="Percentage points of failed payments more than where they were.")
+    ] = 5,
+    p99_ms_max: Annotated[
+        int, typer.Option(help="A p99 below this is good; above, it may be twice what it was.")
+    ] = 256,
     data: DATA = DEFAULT_DATA,
     wait: WAIT = True,
     dry_run: DRY_RUN = False,
@@ -151,8 +157,10 @@ def rebalance(
     )  # fmt: skip
 
 
-CAPACITY = Annotated[int, typer.Option(help="Slots that it can serve; 0: no limit.")]
-SURGE = Annotated[int, typer.Option(help="Slots that it can take at once; 0: no limit.")]
+_CAPACITY = "Slots that it can serve; 0: no limit."
+_SURGE = "Slots that it can take at once; 0: no limit."
+CAPACITY = Annotated[int, typer.Option(help=_CAPACITY)]
+SURGE = Annotated[int, typer.Option(help=_SURGE)]
 
 
 @cell_app.command(name="add")
@@ -172,12 +180,19 @@ def add_cell(
 def set_cell(
     cell: str,
     reason: REASON = "",
-    capacity: CAPACITY = 0,
-    surge: SURGE = 0,
+    capacity: Annotated[int | None, typer.Option(help=_CAPACITY)] = None,
+    surge: Annotated[int | None, typer.Option(help=_SURGE)] = None,
     data: DATA = DEFAULT_DATA,
 ) -> None:
-    """Declares what a known cell can take."""
-    _declare(data, cell=cell, capacity=capacity, surge=surge, reason=reason)
+    """Declares what a known cell can take; what is not given stays as it is."""
+    given = {
+        name: value
+        for name, value in (("capacity", capacity), ("surge", surge))
+        if value is not None
+    }
+    if not given:
+        raise typer.BadParameter("--capacity, --surge or both", param_hint="--capacity")
+    _declare(data, cell=cell, reason=reason, update_mask=FieldMask(paths=list(given)), **given)
 
 
 @cell_app.command(name="remove")
@@ -195,6 +210,19 @@ def remove_cell(
     )
 
 
+@cell_app.command()
+def release(cell: str, reason: REASON = "", data: DATA = DEFAULT_DATA) -> None:
+    """Lets its failover start by itself again, after an abort held that down."""
+
+    async def run() -> None:
+        async with Session.open(data).operations() as operations:
+            request = ops_pb.ReleaseFailoverRequest(cell=cell, reason=reason)
+            await operations.ReleaseFailover(request, timeout=_TIMEOUT_S)
+
+    _run(run())
+    console.print(f"cell {cell} is failed over by itself again, if the policy says so")
+
+
 @operation_app.command()
 def pause(operation_id: str, reason: REASON = "", data: DATA = DEFAULT_DATA) -> None:
     """Stops it before its next wave."""
@@ -210,9 +238,20 @@ def resume(
 
 
 @operation_app.command()
-def abort(operation_id: str, reason: REASON = "", data: DATA = DEFAULT_DATA) -> None:
-    """Ends it before its next wave; what was moved stays moved."""
-    _ask(data, "AbortOperation", ops_pb.AbortOperationRequest, operation_id, reason)
+def abort(
+    operation_id: str,
+    reason: REASON = "",
+    hold_s: Annotated[
+        int, typer.Option(help="Of a failover: none starts by itself for so long; 0: at once.")
+    ] = 3_600,
+    data: DATA = DEFAULT_DATA,
+) -> None:
+    """Ends it before its next wave; what was moved stays moved.
+
+    The cells of an aborted failover are not failed over automatically for a while, or until
+    `cell release`."""
+    request = partial(ops_pb.AbortOperationRequest, hold_s=hold_s)
+    _ask(data, "AbortOperation", request, operation_id, reason)
 
 
 @operation_app.command()

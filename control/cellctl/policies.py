@@ -18,7 +18,7 @@ from google.protobuf.json_format import MessageToDict
 from control.cellctl.session import Session
 from control.cellctl.show import console, print_json, table
 from router.errors import details_of
-from router.policies.model import Dependency
+from router.policies.model import Dependency, checked_dependency
 
 app = typer.Typer(help="Policies: limits, traffic, breakers, degradation.", add_completion=False)
 
@@ -149,7 +149,7 @@ def delete(
 
 @app.command()
 def force(
-    dependency: Annotated[Dependency, typer.Argument(help="Whose breaker.")],
+    dependency: Annotated[str, typer.Argument(help=f"{', '.join(Dependency)} or channel:NAME.")],
     state: Annotated[str, typer.Argument(help="open, closed, or auto: as the calls say.")],
     reason: REASON,
     data: DATA = DEFAULT_DATA,
@@ -158,12 +158,16 @@ def force(
     """Forces the breaker of a dependency open or closed, or lets it go."""
     if state not in {"open", "closed", "auto"}:
         raise typer.BadParameter("must be open, closed or auto", param_hint="STATE")
+    try:
+        checked_dependency(dependency)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="DEPENDENCY") from None
 
     def change(document: dict[str, Any]) -> dict[str, Any]:
         document |= {"dependency": dependency, "force": None if state == "auto" else state}
         return document | ({"cells": [cell]} if cell else {})
 
-    name = f"{dependency}-{cell}" if cell else str(dependency)
+    name = dependency.replace(":", "-") + (f"-{cell}" if cell else "")
     done = asyncio.run(_change(Session.open(data), "breakers", name, change, reason))
     console.print(f"breaker of {dependency}: {state}, at revision {done.revision}")
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import grpc
 from cellpay.control.v1 import (
     access_pb2_grpc,
+    control_pb2,
     control_pb2_grpc,
     drills_pb2_grpc,
     operations_pb2_grpc,
     policies_pb2_grpc,
+    reconciliation_pb2_grpc,
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -22,11 +24,14 @@ from cells.database import make_engine
 from cells.settings import DatabaseSettings
 from control.cellctl.acting import ActingInterceptor, acting_as, acting_headers
 from control.mesh import state as mesh_state
+from control.slotmap import read_slot_map
 from router.client import CallPolicy, Mesh, TlsFiles, connect
+from router.slotmap import Owned, SlotMap
 from router.store.etcd import connect_etcd
-from router.store.model import Store
+from router.store.model import Store, StoreUnavailable
 
 _AUDIT_TIMEOUT_MS = 120_000
+_READ_TIMEOUT_S = 5.0
 
 
 class NoMesh(Exception):
@@ -98,6 +103,13 @@ class Session:
             yield drills_pb2_grpc.DrillServiceStub(channel)
 
     @contextlib.asynccontextmanager
+    async def reconciliation(
+        self, name: str = "operator"
+    ) -> AsyncIterator[reconciliation_pb2_grpc.ReconciliationServiceAsyncStub]:
+        async with self.control_channel(name) as channel:
+            yield reconciliation_pb2_grpc.ReconciliationServiceStub(channel)
+
+    @contextlib.asynccontextmanager
     async def access(
         self, name: str = "operator"
     ) -> AsyncIterator[access_pb2_grpc.AccessServiceAsyncStub]:
@@ -141,6 +153,20 @@ class Session:
             yield engine
         finally:
             await engine.dispose()
+
+    async def slot_map(self) -> SlotMap | None:
+        """etcd's; while it is away the controllers', who go on with the last one they heard of.
+        None when neither answers, or before the mesh's first start."""
+        with contextlib.suppress(StoreUnavailable):
+            async with self.store() as store:
+                current = await read_slot_map(store)
+                return current[0] if current else None
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async with self.control() as control:
+                request = control_pb2.GetSlotMapRequest()
+                found = await control.GetSlotMap(request, timeout=_READ_TIMEOUT_S)
+                return SlotMap(tuple(Owned(r.first, r.last, r.cell, r.epoch) for r in found.ranges))
+        return None
 
     @contextlib.asynccontextmanager
     async def store(self) -> AsyncIterator[Store]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,10 @@ from rich.table import Table
 
 from control.cellctl.load import LoadReport
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+# Where nobody looks at a screen, lines are as long as they are: folded, they are no use to `grep`.
+_FILE_COLUMNS = 250
+console = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_COLUMNS)
+errors = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _FILE_COLUMNS)
 
 _EXPONENTS = {currency.code: currency.exponent or 0 for currency in Currency}
 
@@ -34,8 +37,9 @@ def print_json(document: Any) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     view = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        view.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        # The first names the row, for the next command: it must survive being copied.
+        view.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
         view.add_row(*(str(value) for value in row))
     console.print(view)

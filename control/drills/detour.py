@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -31,6 +32,7 @@ _PIECE_BYTES_MAX = 64 * 1024
 _RETRANSMISSION_S = 0.2
 # TCP_ESTABLISHED, TCP_CLOSE_WAIT … : any state but LISTEN (0A) may be our peer's end.
 _LISTEN = "0A"
+_SOCKET_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +45,32 @@ class Weather:
     cut_off: Callable[[], Collection[int]] = frozenset
 
 
+@dataclass(slots=True)
+class Passage:
+    """What has come to the proxies."""
+
+    connections: int = 0
+    # Connections that got no answer.
+    cut: int = 0
+    pieces: int = 0
+    # Pieces that waited for a retransmission.
+    lost: int = 0
+
+
 @contextlib.asynccontextmanager
 async def detour(
-    store: Store, group: asyncio.TaskGroup, cell: str, addresses: Collection[str], weather: Weather
+    store: Store,
+    group: asyncio.TaskGroup,
+    cell: str,
+    addresses: Collection[str],
+    weather: Weather,
+    passage: Passage,
 ) -> AsyncIterator[None]:
-    """All new connections to the cell pass the proxy within the block."""
+    """All new connections to the cell pass the proxy within the block, and are counted."""
     async with contextlib.AsyncExitStack() as stack:
         proxies = []
         for address in addresses:
-            server = await asyncio.start_server(_handler(address, weather), "127.0.0.1", 0)
+            server = await asyncio.start_server(_handler(address, weather, passage), "127.0.0.1", 0)
             await stack.enter_async_context(_serving(server))
             proxies.append(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
         lease = await store.lease(_LEASE_TTL_S)
@@ -87,22 +106,24 @@ async def _serving(server: asyncio.Server) -> AsyncIterator[None]:
 
 
 def _handler(
-    address: str, weather: Weather
+    address: str, weather: Weather, passage: Passage
 ) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
     host, _, port = address.rpartition(":")
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        passage.connections += 1
         with contextlib.suppress(OSError):
-            cut_off = weather.cut_off()
-            if cut_off and _comes_from(writer, cut_off):
+            # Aside: it looks through the kernel's tables, and others wait to be let through.
+            if await asyncio.to_thread(_is_cut_off, writer, weather):
+                passage.cut += 1
                 # A partition does not answer; it does not refuse either.
                 await reader.read()
                 return
             upstream, out = await asyncio.open_connection(host, int(port))
             try:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(_pass_on(reader, out, weather))
-                    group.create_task(_pass_on(upstream, writer, weather))
+                    group.create_task(_pass_on(reader, out, weather, passage))
+                    group.create_task(_pass_on(upstream, writer, weather, passage))
             finally:
                 out.close()
         writer.close()
@@ -111,7 +132,7 @@ def _handler(
 
 
 async def _pass_on(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, weather: Weather
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, weather: Weather, passage: Passage
 ) -> None:
     """One direction. Pieces keep their order; each is late by its own latency, not by their sum."""
     loop = asyncio.get_running_loop()
@@ -120,6 +141,8 @@ async def _pass_on(
     async def take() -> None:
         while piece := await reader.read(_PIECE_BYTES_MAX):
             lost = random.random() < weather.loss_ratio
+            passage.pieces += 1
+            passage.lost += lost
             late = weather.latency_s + (_RETRANSMISSION_S if lost else 0.0)
             await pieces.put((loop.time() + late, piece))
         await pieces.put((loop.time(), b""))
@@ -144,6 +167,11 @@ async def _pass_on(
             writer.close()
 
 
+def _is_cut_off(writer: asyncio.StreamWriter, weather: Weather) -> bool:
+    pids = weather.cut_off()
+    return bool(pids) and _comes_from(writer, pids)
+
+
 def _comes_from(writer: asyncio.StreamWriter, pids: Collection[int]) -> bool:
     """True when one of these processes holds the other end of the connection."""
     peer = writer.get_extra_info("peername")
@@ -155,7 +183,9 @@ def _comes_from(writer: asyncio.StreamWriter, pids: Collection[int]) -> bool:
 
 
 def _inode_of(local_port: int, remote_port: int) -> str | None:
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+    # gRPC connects to 127.0.0.1 from sockets of IPv6, as ::ffff:127.0.0.1.
+    tables = [path.read_text().splitlines()[1:] for path in _SOCKET_TABLES if path.exists()]
+    for line in itertools.chain(*tables):
         fields = line.split()
         ports = (int(fields[1].rpartition(":")[2], 16), int(fields[2].rpartition(":")[2], 16))
         if ports == (local_port, remote_port) and fields[3] != _LISTEN:

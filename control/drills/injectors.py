@@ -12,26 +12,26 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 
 import asyncpg
 from cellpay.control.v1 import control_pb2 as pb
 
-from control.drills.detour import Weather, detour
+from control.drills.detour import Passage, Weather, detour
 from control.drills.model import Fault, Remedy, Undo
 from control.drills.rules import latency_ms_of, touched_cells
-from control.drills.site import NotPossible, Site
-from control.drills.strain import overload, slow_channel
-from control.mesh import launcher
-from control.mesh.processes import send
+from control.drills.site import NotPossible, Proof, Site
+from control.drills.strain import overload, slow_channel, transfers_across
+from control.mesh import launcher, mounts
+from control.mesh.processes import is_stopped, send, uses
 
 _CUT_INTERVAL_S = 0.5
-_PAGE = 4096
+# JetStream deletes what has been consumed; less than a block of it is as good as nothing.
+_FULL_BYTES = 64 * 1024
 _CUT = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND application_name LIKE $1
+WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND application_name LIKE ANY($1)
 """
 
 
@@ -93,6 +93,12 @@ def _kill(site: Site, names: Iterable[str], what: str) -> str:
     for name in names:
         site.remember(Undo(Remedy.START, name))
     pids = [launcher.kill(site.data, name, signal.SIGKILL) for name in names]
+
+    def proof() -> Proof:
+        running = [name for name in names if site.identities(name)]
+        return Proof(not running, f"{', '.join(running) or 'none of them'} ran")
+
+    site.proof = proof
     told = ", ".join(f"{name} ({pid})" for name, pid in zip(names, pids, strict=True))
     return f"SIGKILL to {told}"
 
@@ -105,6 +111,12 @@ def _stop(site: Site, names: Iterable[str], what: str) -> str:
         site.remember(Undo(Remedy.CONTINUE, str(identity.pid), identity.started))
     for identity in found:
         send(identity, signal.SIGSTOP)
+
+    def proof() -> Proof:
+        still = sum(is_stopped(identity) for identity in found)
+        return Proof(still == len(found), f"{still} of {len(found)} processes stood still")
+
+    site.proof = proof
     return f"SIGSTOP to {len(found)} processes of {what}"
 
 
@@ -115,8 +127,17 @@ async def _partition(site: Site) -> str:
         names = [f"cell-{other}", f"relay-{other}"]
         return lambda: [item.pid for name in names for item in site.identities(name)]
 
+    # First, since there may be nobody to send money.
+    tried = transfers_across(site)
+    passage = Passage()
     for cell, other in ((spec.cell, spec.other_cell), (spec.other_cell, spec.cell)):
-        await _detour(site, cell, Weather(cut_off=cut_off_from(other)))
+        await _detour(site, cell, Weather(cut_off=cut_off_from(other)), passage)
+
+    def proof() -> Proof:
+        seen = f"{passage.cut} connections got no answer; {tried()}"
+        return Proof(passage.cut > 0, seen)
+
+    site.proof = proof
     return (
         f"{spec.cell} and {spec.other_cell} do not reach each other (TCP proxies: cells on "
         "loopback share a network namespace)"
@@ -126,22 +147,36 @@ async def _partition(site: Site) -> str:
 async def _latency(site: Site) -> str:
     late_ms = latency_ms_of(site.spec)
     lost = site.spec.loss_ratio or 0.01
-    await _detour(site, site.spec.cell, Weather(latency_s=late_ms / 1000, loss_ratio=lost))
+    passage = Passage()
+    weather = Weather(latency_s=late_ms / 1000, loss_ratio=lost)
+    await _detour(site, site.spec.cell, weather, passage)
+
+    def proof() -> Proof:
+        seen = f"{passage.pieces} pieces of {passage.connections} connections, {passage.lost} lost"
+        return Proof(passage.pieces > 0, seen)
+
+    site.proof = proof
     return f"{late_ms} ms each way to cell {site.spec.cell}, {lost:.1%} retransmitted (TCP proxy)"
 
 
-async def _detour(site: Site, cell: str, weather: Weather) -> None:
+async def _detour(site: Site, cell: str, weather: Weather, passage: Passage) -> None:
     addresses = await site.addresses(cell)
     if not addresses:
         raise NotPossible(f"cell {cell} holds no lease")
-    await site.held.enter_async_context(detour(site.store, site.group, cell, addresses, weather))
+    await site.held.enter_async_context(
+        detour(site.store, site.group, cell, addresses, weather, passage)
+    )
 
 
 async def _database_connection_loss(site: Site) -> str:
     url = site.state().database_url.replace("+asyncpg", "")
-    pattern = f"cell-{site.spec.cell}%" if site.spec.cell else "cell-%"
+    cells = [site.spec.cell] if site.spec.cell else sorted(site.cells)
+    # As cells and relays name themselves: cellpay-a-lanes, cellpay-a-reads, cellpay-a-relay.
+    patterns = [f"cellpay-{cell}-%" for cell in cells]
+    cut = 0
 
     async def cut_again_and_again() -> None:
+        nonlocal cut
         while True:
             # Our own connection may be cut by another drill's or die with the database.
             with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
@@ -149,14 +184,15 @@ async def _database_connection_loss(site: Site) -> str:
                 try:
                     while True:
                         await connection.execute("SELECT 1")
-                        await connection.fetchval(_CUT, pattern)
+                        cut += await connection.fetchval(_CUT, patterns)
                         await asyncio.sleep(_CUT_INTERVAL_S)
                 finally:
                     connection.terminate()
             await asyncio.sleep(_CUT_INTERVAL_S)
 
     site.held.callback(site.group.create_task(cut_again_and_again()).cancel)
-    return f"connections of {pattern} are cut every {_CUT_INTERVAL_S} s"
+    site.proof = lambda: Proof(cut > 0, f"{cut} connections were cut")
+    return f"connections of cells {', '.join(cells)} are cut every {_CUT_INTERVAL_S} s"
 
 
 async def _full_disk(site: Site) -> str:
@@ -168,32 +204,16 @@ async def _full_disk(site: Site) -> str:
     folder = site.data / "nats" / "data"
     site.remember(Undo(Remedy.UNMOUNT, str(folder)))
     await asyncio.to_thread(launcher.stop, site.data, "nats")
-    await asyncio.to_thread(_mount_over, folder)
+    await asyncio.to_thread(mounts.cover, folder)
     await asyncio.to_thread(launcher.start, site.data, "nats")
-    filled = await asyncio.to_thread(_fill, folder)
+    filled = await asyncio.to_thread(mounts.fill, folder)
+
+    def proof() -> Proof:
+        free = shutil.disk_usage(folder).free
+        return Proof(free < _FULL_BYTES, f"{free} bytes were free")
+
+    site.proof = proof
     return f"{filled} bytes fill the tmpfs under JetStream (other disks are as they were)"
-
-
-def _mount_over(folder: Path) -> None:
-    used = sum(path.stat().st_size + _PAGE for path in folder.rglob("*"))
-    size = used + 16 * 1024 * 1024
-    copy = folder.with_name("data.copy")
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(folder, copy)
-    options = f"size={size},mode=0755"
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "cellpay-drill", str(folder)], check=True
-    )
-    shutil.copytree(copy, folder, dirs_exist_ok=True)
-    shutil.rmtree(copy)
-
-
-def _fill(folder: Path) -> int:
-    free = os.statvfs(folder)
-    wanted = free.f_bavail * free.f_frsize
-    with open(folder / "drill.fill", "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(wanted, _PAGE))
-    return wanted
 
 
 async def _clock_jump(site: Site) -> str:
@@ -214,6 +234,12 @@ async def _clock_jump(site: Site) -> str:
     site.remember(Undo(Remedy.RESTART, name))
     await restart_drained(site, name, environment)
     offset_file.write_text(f"{offset:+d}\n")
+
+    def proof() -> Proof:
+        under = [item for item in site.identities(name) if uses(item, library)]
+        return Proof(bool(under), f"{len(under)} processes of {name} run under libfaketime")
+
+    site.proof = proof
     return f"the clock of cell {cell} jumps by {offset:+d} s (libfaketime; monotonic goes on)"
 
 

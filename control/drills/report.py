@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from control.drills.model import Drill
 
 
-def document(drill: Drill, outage_by_cell: dict[str, int]) -> dict[str, Any]:
+class Deed(NamedTuple):
+    """What the mesh did meanwhile: a step of an operation."""
+
+    time_ms: int
+    what: str
+    note: str
+
+
+def document(
+    drill: Drill, outage_by_cell: dict[str, int], deeds: Sequence[Deed] = ()
+) -> dict[str, Any]:
     """JSON-ready."""
+    steps = [Deed(item.time_ms, item.state, item.note) for item in drill.history]
     return {
         "name": drill.spec.name,
         "run": drill.run,
@@ -27,8 +39,9 @@ def document(drill: Drill, outage_by_cell: dict[str, int]) -> dict[str, Any]:
         "spec": asdict(drill.spec),
         "checks": [asdict(check) for check in drill.checks],
         "timeline": [
-            {"time": _time(item.time_ms), "state": item.state, "note": item.note}
-            for item in drill.history
+            {"time": _time(item.time_ms), "state": item.what, "note": item.note}
+            # What came first at one moment stays first.
+            for item in sorted([*steps, *deeds], key=lambda item: item.time_ms)
         ],
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -147,6 +147,12 @@ def judge(phase: str, samples: Sequence[Sample], books: str, bound: Hypothesis) 
         phase, figures.payments, figures.success_ratio, figures.p99_ms, books,
         holds=not wrong, why="; ".join(wrong),
     )  # fmt: skip
+
+
+def unproven(check: Check, seen: str) -> Check:
+    """A steady state that nothing disturbed: it must not count as one that held."""
+    why = f"the fault was not in force: {seen}"
+    return replace(check, holds=False, why="; ".join(filter(None, (why, check.why))))
 
 
 def breaks_badly(samples: Sequence[Sample], now_ms: int, bound: Hypothesis) -> str:

@@ -23,14 +23,15 @@ from typing import NamedTuple
 import grpc
 import structlog
 import uvloop
+from cellpay.control.v1 import control_pb2
 
 from control.audit import audit_put, audit_record
 from control.drills import rules
 from control.drills.injectors import inject
 from control.drills.model import Check, Drill, Event, State, Undo
 from control.drills.probe import POLICY, Probe, users_of
-from control.drills.report import as_json, as_markdown, document
-from control.drills.site import NotPossible, Site, Unmovable, open_site, tls_of
+from control.drills.report import Deed, as_json, as_markdown, document
+from control.drills.site import NotPossible, Proof, Site, Unmovable, open_site, tls_of
 from control.drills.store import EndRequest, Journal
 from control.drills.undoing import heal
 from control.drills.watching import start_process, take_over_from
@@ -51,6 +52,8 @@ _SETTLE_S = 60.0
 _SETTLE_POLL_S = 1.0
 _STEADY_WAIT_S = 30.0
 _AUDIT_TRIES_MAX = 60
+_DEEDS_MAX = 50
+_DEEDS_TIMEOUT_S = 5.0
 _DIED = "the process that carried it out died"
 
 
@@ -78,6 +81,14 @@ class Runner:
         self._save(self.drill.after(event, time_ms=time.time_ns() // 1_000_000, note=note))
         log.info("drill", name=self.drill.spec.name, state=self.drill.state, note=note)
 
+    async def _end(self, site: Site, event: Event, note: str = "") -> None:
+        """The report first: who sees that a drill has ended looks for it."""
+        ended = self.drill.after(event, time_ms=time.time_ns() // 1_000_000, note=note)
+        content = document(ended, self._outage, await deeds_since(site, ended))
+        self._journal.write_report(ended.run, as_markdown(content), as_json(content))
+        self._save(ended)
+        log.info("drill", name=ended.spec.name, state=ended.state, note=note)
+
     def remember(self, undo: Undo) -> None:
         self._save(replace(self.drill, undo=(*self.drill.undo, undo)))
 
@@ -95,14 +106,12 @@ class Runner:
         if self.drill.state == State.CHECKED_AFTER:
             event, verdict = rules.conclusion(self.drill)
             self._save(replace(self.drill, verdict=verdict))
-            self._to(event)
-        content = document(self.drill, self._outage)
-        self._journal.write_report(self.drill.run, as_markdown(content), as_json(content))
+            await self._end(site, event)
 
     async def _resume(self, site: Site) -> None:
         resumption = rules.resumption(self.drill)
         if resumption.refuse:
-            self._to(Event.IMPOSSIBLE, _DIED)
+            await self._end(site, Event.IMPOSSIBLE, _DIED)
         elif resumption.heal:
             self._cut_short(_DIED)
             await self._heal(site)
@@ -136,7 +145,8 @@ class Runner:
         spec = self.drill.spec
         check = await self._check("before", spec.check_s)
         if not check.holds or self._end_request():
-            self._to(Event.IMPOSSIBLE, check.why or "it was ended before it began")
+            why = check.why or "it was ended before it began"
+            await self._end(site, Event.IMPOSSIBLE, why)
             return
         self._to(Event.STEADY)
         try:
@@ -144,7 +154,7 @@ class Runner:
         except NotPossible as error:
             # Written down before it turned out that nothing can be done.
             self._save(replace(self.drill, undo=()))
-            self._to(Event.IMPOSSIBLE, str(error))
+            await self._end(site, Event.IMPOSSIBLE, str(error))
             return
         except (MeshError, Unmovable, StoreUnavailable, OSError) as error:
             self._cut_short(f"the fault could not be done: {error}")
@@ -152,10 +162,10 @@ class Runner:
             return
         self._injected_ms = _now_ms()
         self._to(Event.INJECTED, note)
-        await self._watch()
+        await self._watch(site)
         await self._heal(site)
 
-    async def _watch(self) -> None:
+    async def _watch(self, site: Site) -> None:
         """Until somebody ends it, its lease runs out or the steady state breaks badly."""
         spec = self.drill.spec
         while True:
@@ -167,18 +177,20 @@ class Runner:
             ended = self._end_request()
             watched_s = (now - self._injected_ms) / 1000
             if self.drill.state == State.INJECTED and watched_s >= spec.observe_s:
-                await self._observe()
+                await self._observe(site.proof())
             if self.drill.state == State.INJECTED and ended:
                 self._cut_short(f"ended by {ended.actor} before it was judged")
             if ended or watched_s >= spec.lease_s:
                 return
             await asyncio.sleep(_TICK_S)
 
-    async def _observe(self) -> None:
+    async def _observe(self, proof: Proof) -> None:
         books = await self._books(during=True)
         check = rules.judge("during", self._seen(), books, self.drill.spec.hypothesis)
+        if not proof.felt:
+            check = rules.unproven(check, proof.seen)
         self._save(replace(self.drill, checks=(*self.drill.checks, check)))
-        self._to(Event.OBSERVED, check.why)
+        self._to(Event.OBSERVED, "; ".join(filter(None, (proof.seen, check.why))))
 
     def _samples(self) -> Sequence[rules.Sample]:
         return self._probe.samples if self._probe else ()
@@ -209,7 +221,7 @@ class Runner:
             self._save(replace(self.drill, outage_ms=worst, budget_burnt=burnt))
         if wrong:
             self._save(replace(self.drill, verdict="broken"))
-            self._to(Event.UNHEALED, "; ".join(wrong))
+            await self._end(site, Event.UNHEALED, "; ".join(wrong))
             return
         self._to(Event.HEALED, self.drill.cut_short)
 
@@ -261,6 +273,28 @@ def _verify(data: Path) -> Books | None:
         return Books(bool(found["ok"]), int(found["figures"]["in_doubt"]))
     except (subprocess.TimeoutExpired, ValueError, KeyError):
         return None
+
+
+async def deeds_since(site: Site, drill: Drill) -> list[Deed]:
+    """The steps of operations since the drill began, as far as the control plane tells."""
+    try:
+        request = control_pb2.ListOperationsRequest(page_size=_DEEDS_MAX)
+        listed = await site.control.ListOperations(request, timeout=_DEEDS_TIMEOUT_S)
+    except grpc.aio.AioRpcError as error:
+        log.warning("what the mesh did is not in the report", why=error.details())
+        return []
+    name = control_pb2.Operation.Kind.Name
+    return [
+        Deed(
+            step.time.ToMilliseconds(),
+            f"{name(item.kind).removeprefix('KIND_').lower()} {item.cell or ' '.join(item.cells)} "
+            + control_pb2.Operation.Step.Name(step.step).removeprefix("STEP_").lower(),
+            step.note or item.reason,
+        )
+        for item in listed.operations
+        for step in item.history
+        if step.time.ToMilliseconds() >= drill.history[0].time_ms
+    ]
 
 
 async def _record_end(site: Site, request: EndRequest, name: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 from cellpay.control.v1 import control_pb2 as pb
@@ -43,10 +44,22 @@ class Unmovable(Exception):
     """Slots did not go where they should within the time given."""
 
 
+class Proof(NamedTuple):
+    """Whether the fault is in force, by what can be seen of it."""
+
+    felt: bool
+    seen: str
+
+
+def _no_proof() -> Proof:
+    return Proof(False, "nothing was injected")
+
+
 @dataclass(slots=True)
 class Site:
     """`remember` writes down how to undo a thing before it is done. `held` is what the fault needs
-    alive (proxies, load); closing it is the first part of healing."""
+    alive (proxies, load); closing it is the first part of healing. `proof` is asked when the fault
+    is judged: a steady state that nothing disturbed proves nothing."""
 
     data: Path
     spec: Spec
@@ -56,6 +69,7 @@ class Site:
     remember: Callable[[Undo], None]
     group: asyncio.TaskGroup
     probe: Probe | None = None
+    proof: Callable[[], Proof] = _no_proof
     held: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     def state(self) -> MeshState:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import shutil
 import signal
-import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import assert_never
@@ -21,7 +19,7 @@ from cellpay.control.v1 import control_pb2 as pb
 from control.drills.injectors import restart_drained
 from control.drills.model import Remedy, Undo
 from control.drills.site import Site, Unmovable, identity_of
-from control.mesh import launcher
+from control.mesh import launcher, mounts
 from control.mesh.errors import MeshError
 from control.mesh.processes import send
 from router.slotmap import SlotMap
@@ -44,7 +42,7 @@ async def heal(site: Site, undo: Sequence[Undo]) -> list[str]:
     for item in sorted(last_first, key=lambda item: item.remedy != Remedy.CONTINUE):
         try:
             await _apply(site, item)
-        except (MeshError, Unmovable, StoreUnavailable, OSError, subprocess.SubprocessError) as why:
+        except (MeshError, Unmovable, StoreUnavailable, OSError) as why:
             wrong.append(f"{item.remedy} {item.target}: {why}")
     return wrong
 
@@ -73,16 +71,7 @@ async def _unmount(site: Site, folder: Path) -> None:
         await asyncio.to_thread(launcher.start, site.data, "nats")
         return
     await asyncio.to_thread(launcher.stop, site.data, "nats")
-
-    def swap() -> None:
-        copy = folder.with_name("data.copy")
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("drill.fill"))
-        subprocess.run(["umount", str(folder)], check=True, capture_output=True)
-        shutil.rmtree(folder)
-        copy.rename(folder)
-
-    await asyncio.to_thread(swap)
+    await asyncio.to_thread(mounts.uncover, folder)
     await asyncio.to_thread(launcher.start, site.data, "nats")
 
 

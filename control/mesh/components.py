@@ -182,7 +182,7 @@ def _postgres(state: MeshState, place: Place) -> Launch:
     return Launch(
         place=place,
         addresses={"sql": state.address("postgres")},
-        command=postgres.command(server, state.ports["postgres"]),
+        command=postgres.command(server, state.ports["postgres"], state.postgres),
         cwd=server.directory,
         probe=readiness.postmaster_ready(server.data),
         run_as=server.run_as,

@@ -15,7 +15,7 @@ from typing import Any
 from control.mesh.errors import StartFailure
 from control.mesh.state import MeshState
 from router.policies.model import REPORTS_PREFIX
-from router.store.model import CELL_HEALTH_PREFIX, LIVE_CELLS_PREFIX
+from router.store.model import CELL_HEALTH_PREFIX, CHANNEL_BREAKERS_PREFIX, LIVE_CELLS_PREFIX
 
 _ROOT_KEY = "/cellpay/"
 _WAIT_S = 20.0
@@ -30,6 +30,7 @@ def cell_keys(cell: str) -> tuple[tuple[str, bool], ...]:
         (f"{LIVE_CELLS_PREFIX}{cell}", False),
         (f"{CELL_HEALTH_PREFIX}{cell}/", True),
         (f"{REPORTS_PREFIX}{cell}-", True),
+        (f"{CHANNEL_BREAKERS_PREFIX}{cell}/", True),
     )
 
 

@@ -289,6 +289,7 @@ def _open(data: Path, cells: int, options: MeshOptions) -> MeshState:
         state,
         plane=plane,
         ports=choose_ports(port_names(names, plane), state.ports),
+        postgres={**state.postgres, **options.postgres},
         binaries={**state.binaries, **options.binaries},
     )
 

@@ -33,6 +33,9 @@ class MeshOptions:
     binaries: Mapping[str, str] = field(default_factory=dict)
     # For each layer; generous, since a laptop under load starts many Pythons at once.
     ready_wait_s: float = 90.0
+    # Parameters of PostgreSQL instead of a laptop's; what makes commits durable stays as it is.
+    # Kept in the directory.
+    postgres: Mapping[str, str] = field(default_factory=dict)
     # From the polite signal to SIGKILL, for each layer.
     grace_s: float = 10.0
 

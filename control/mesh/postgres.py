@@ -16,7 +16,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,10 +48,6 @@ SETTINGS = {
     "listen_addresses": LOOPBACK,
     # Addresses are TCP everywhere in the mesh, and a socket's path is limited to 107 bytes.
     "unix_socket_directories": "",
-    # The money: what was acknowledged is on disk.
-    "fsync": "on",
-    "synchronous_commit": "on",
-    "full_page_writes": "on",
     "max_connections": "200",
     "shared_buffers": "256MB",
     # Under load the default of 1 GB of log forces a checkpoint every few seconds.
@@ -61,6 +57,8 @@ SETTINGS = {
     "logging_collector": "off",
     "log_line_prefix": "%m [%p] ",
 }
+# The money: what was acknowledged is on disk. Nobody's option changes that.
+_DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +142,10 @@ def prepare(server: Server, owner: Path, log: Path) -> None:
     unfinished.rename(server.data)
 
 
-def command(server: Server, port: int) -> tuple[str, ...]:
+def command(server: Server, port: int, options: Mapping[str, str]) -> tuple[str, ...]:
+    """`options`: parameters of the server, instead of a laptop's or beside them."""
     words = [str(server.binary), "-D", str(server.data), "-p", str(port)]
-    for key, value in SETTINGS.items():
+    for key, value in {**SETTINGS, **options, **_DURABLE}.items():
         words += ["-c", f"{key}={value}"]
     return tuple(words)
 

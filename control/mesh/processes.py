@@ -18,6 +18,8 @@ from control.mesh.errors import StartFailure, StopFailure
 OWNER_VARIABLE = "CELLPAY_MESH_PROCESS_OF"
 _KILL_WAIT_S = 10.0
 _POLL_S = 0.02
+# On a busy machine a new process may wait for its turn before its first instruction.
+_NEWBORN_WAIT_S = 0.5
 _PROC = Path("/proc")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -103,6 +105,18 @@ def identify(pid: int) -> Identity | None:
 def is_alive(identity: Identity) -> bool:
     _reap(identity.pid)
     return started_of(identity.pid) == identity.started
+
+
+def is_stopped(identity: Identity) -> bool:
+    """True while SIGSTOP holds it (Linux)."""
+    stat = _read(identity.pid, "stat").decode()
+    stands = stat[stat.rfind(")") + 2 :].startswith("T")
+    return stands and is_alive(identity)
+
+
+def uses(identity: Identity, library: Path) -> bool:
+    """True when this library is loaded there (Linux)."""
+    return str(library).encode() in _read(identity.pid, "maps") and is_alive(identity)
 
 
 def exit_code_of(identity: Identity) -> int | None:
@@ -256,12 +270,31 @@ def strays_of(owner: Path) -> list[Identity]:
 
     Closes the moment between a process's start and its record, and finds what a process started.
     """
-    mark = f"{OWNER_VARIABLE}={owner}".encode()
+    deadline = time.monotonic() + _NEWBORN_WAIT_S
     return [
         item
         for item in _living()
-        if item.pid != os.getpid() and mark in _read(item.pid, "environ").split(b"\0")
+        if item.pid != os.getpid() and _is_marked(item.pid, owner, deadline)
     ]
+
+
+def _is_marked(pid: int, owner: Path, deadline: float) -> bool:
+    environment = _environment(pid, deadline)
+    if b"=" in environment:
+        return f"{OWNER_VARIABLE}={owner}".encode() in environment.split(b"\0")
+    # Redis writes its title over its environment: then it is known by where it works.
+    directory = _link(pid, "cwd")
+    return bool(directory) and Path(directory).is_relative_to(owner)
+
+
+def _environment(pid: int, deadline: float) -> bytes:
+    """A process shows none for a moment at its very start, when the kernel has loaded its program
+    and not yet its environment: whoever interrupts a launcher just then would overlook it."""
+    while not (found := _read(pid, "environ")) and _link(pid, "exe"):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_POLL_S)
+    return found
 
 
 def session_of(leader: Identity) -> list[Identity]:

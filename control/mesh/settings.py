@@ -9,6 +9,8 @@ from __future__ import annotations
 import getpass
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -45,6 +47,7 @@ def write(state: MeshState, options: MeshOptions) -> None:
         tls = ca.issue(state.path / "tls", name, spiffe_id("controller", name))
         path = settings_of(state, place_of(process, state.cells))
         _write_json(path, _controller(state, options, process, tls))
+    _ensure_keystore(state)
     for cell in state.cells:
         tls = ca.issue(state.path / "tls", f"cell-{cell}", spiffe_id("cell", cell))
         bootstrap = state.path / "xds" / f"cell-{cell}.json"
@@ -89,6 +92,18 @@ def _write_fallback(state: MeshState) -> None:
     _write_json(settings_of(state, place_of(FALLBACK, state.cells)), document)
 
 
+def _keystore(state: MeshState) -> Path:
+    return state.path / "keystore" / "master.json"
+
+
+def _ensure_keystore(state: MeshState) -> None:
+    """The master keys of the cells' vaults, which stay: what they wrapped nothing else unwraps."""
+    path = _keystore(state)
+    if not path.exists():
+        command = [sys.executable, "-m", "cells.vault.keystore", "create", str(path)]
+        subprocess.run(command, stdin=subprocess.DEVNULL, check=True, timeout=60)
+
+
 def write_missing(state: MeshState, place: Place) -> None:
     """For who starts one process of a mesh that was never up as a whole."""
     if place.role == "envoy":
@@ -116,7 +131,8 @@ def merged(document: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
 def remove_files(state: MeshState) -> None:
     """Deletes what a mesh writes in its directory, and nothing else that may be there."""
     postgres.remove_data(state)
-    names = ["nats", "envoy", *_CONTROLLERS, FALLBACK, "cells", "drills", "logs", "tls", "xds"]
+    names = ["nats", "envoy", *_CONTROLLERS, FALLBACK, "cells", "drills"]
+    names += ["keystore", "logs", "tls", "xds"]
     names += state.plane.etcd_names()
     names += [f"redis-{cell}" for cell in state.cells]
     for name in names:
@@ -163,6 +179,7 @@ def _cell(
         "xds_bootstrap": str(bootstrap),
         "lease_ttl_s": options.lease_ttl_s,
         "development": True,
+        "vault": {"keystore": str(_keystore(state))},
     }
 
 

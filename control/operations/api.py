@@ -13,9 +13,10 @@ from cellpay.control.v1 import control_pb2, operations_pb2_grpc
 from cellpay.control.v1 import operations_pb2 as pb
 
 from control.audit import audit_put, audit_record
+from control.operations.holding import HOLD_DEFAULT_S, HOLD_MAX_S, release
 from control.operations.messages import kind_name, operation_message, plan_message, wish_of
 from control.operations.model import Request
-from control.operations.service import planned, request_of, roll_back
+from control.operations.service import abort_operation, planned, request_of, roll_back
 from control.operations.waves import Known
 from control.view import View
 from router.errors import Refusal, Violation, bad_request
@@ -60,7 +61,13 @@ class OperationsService(operations_pb2_grpc.OperationsServiceServicer):
     async def AbortOperation(
         self, request: pb.AbortOperationRequest, context: Any
     ) -> control_pb2.Operation:
-        return await self._ask(request, context, Request.ABORT)
+        hold_s = request.hold_s if request.HasField("hold_s") else HOLD_DEFAULT_S
+        operation_id, reason = request.operation_id, request.reason
+        async with self._operator(context, "operation.abort", operation_id, reason) as actor:
+            if not 0 <= hold_s <= HOLD_MAX_S:
+                raise bad_request([Violation("hold_s", f"must be 0 to {HOLD_MAX_S}")])
+            operation = await abort_operation(self._store, operation_id, actor, reason, hold_s)
+        return operation_message(operation)
 
     async def _ask(self, request: Any, context: Any, what: Request) -> control_pb2.Operation:
         action, detail = f"operation.{what}", request.operation_id
@@ -107,9 +114,17 @@ class OperationsService(operations_pb2_grpc.OperationsServiceServicer):
         return control_pb2.Cell(
             cell=request.cell,
             region=document["region"],
-            capacity=request.capacity,
-            surge=request.surge,
+            capacity=document.get("capacity", 0),
+            surge=document.get("surge", 0),
         )
+
+    async def ReleaseFailover(
+        self, request: pb.ReleaseFailoverRequest, context: Any
+    ) -> control_pb2.Cell:
+        cell = request.cell
+        async with self._operator(context, "failover.release", cell, request.reason) as actor:
+            await release(self._store, cell, actor, request.reason)
+        return control_pb2.Cell(cell=cell, region=self._view.declared.get(cell, ""))
 
     def _known(self) -> Known:
         known = self._view.known()
@@ -134,15 +149,24 @@ def _declared(request: pb.DeclareCellRequest, before: dict[str, Any]) -> dict[st
     if not new and request.region not in ("", before["region"]):
         wrong = f"the cell is in {before['region']}; cells do not change regions"
         violations.append(Violation("region", wrong))
+    limits = ("capacity", "surge")
+    masked = tuple(request.update_mask.paths)
+    violations += [
+        Violation("update_mask", f"{path[:64]!r} is none of {', '.join(limits)}")
+        for path in masked
+        if path not in limits
+    ]
     violations += [
         Violation(name, f"must be 0 (no limit) to {SLOT_COUNT} slots")
-        for name in ("capacity", "surge")
+        for name in limits
         if not 0 <= getattr(request, name) <= SLOT_COUNT
     ]
     if violations:
         raise bad_request(violations)
     document: dict[str, Any] = {"region": request.region if new else before["region"]}
-    for name in ("capacity", "surge"):
-        if getattr(request, name):
-            document[name] = getattr(request, name)
+    for name in limits:
+        given = new or not masked or name in masked
+        value = getattr(request, name) if given else before.get(name, 0)
+        if value:
+            document[name] = value
     return document

@@ -197,6 +197,8 @@ def cell_message(cell: str, view: View, pulses: Pulses) -> pb.Cell:
         health, note = pb.Cell.HEALTH_HELD_OUT, held.why
     elif pulse.bad >= view.policy.windows:
         health, note = pb.Cell.HEALTH_GREY, f"{pulse.bad} bad windows in a row"
+    if cell in view.held_down:
+        note = "; ".join(filter(None, (note, f"no automatic failover: {view.held_down[cell]}")))
     return pb.Cell(
         cell=cell,
         region=view.declared.get(cell, ""),

@@ -34,10 +34,10 @@ class Step(StrEnum):
 
     # The wave's moves are decided.
     PLANNED = "planned"
-    # Sources that answer have stopped taking requests for the slots. Recorded before the fence is
-    # touched: from here on the wave may be fenced, so it can no longer be given up.
+    # Sources that answer are made to stop taking requests for the slots. Recorded before that and
+    # before the fence is touched: the wave can no longer be given up.
     DRAINED = "drained"
-    # The database refuses the sources and accepts the targets.
+    # The database refuses the sources and accepts the targets. Recorded together with what follows.
     FENCED = "fenced"
     # Everybody is told.
     PUBLISHED = "published"
@@ -120,13 +120,18 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What a gradual move must show after each wave before it goes on."""
+    """What a gradual move must show after each wave before it goes on.
 
-    # The moved slots' cells are watched for so long.
+    The moved slots and their new cells are held against the cells that the slots left: only what
+    has risen there is the move's fault.
+    """
+
+    # They are watched for so long.
     soak_ms: int = 3000
-    # Of payments there; more, and the move is rolled back.
+    # So many percentage points of failed payments more than there, and the move is rolled back.
     failure_percent_max: int = 5
-    p99_ms_max: int = 1000
+    # A p99 below this is good whatever it was; above, it may be twice what it is there.
+    p99_ms_max: int = 256
     # Fewer payments prove nothing against the move.
     samples_min: int = 20
 

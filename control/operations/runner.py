@@ -1,9 +1,8 @@
 """Executes operations: step 4 of a failover's walk. Any controller resumes at any step.
 
-Each step is done first and recorded after, and doing it twice is doing it once: drain and recover
-are repeatable, the fence skips what is fenced, and publishing is one compare-and-set of the slot
-map together with the operation's own record. A wave is planned from the map that the same
-compare-and-set expects.
+Doing a step twice is doing it once: drain and recover are repeatable, the fence skips what is
+fenced, and publishing is one compare-and-set of the slot map together with the operation's own
+record. A wave is planned from the map that the same compare-and-set expects.
 """
 
 from __future__ import annotations
@@ -31,7 +30,8 @@ from control.operations.model import (
 )
 from control.operations.records import Change, changed, handed_over
 from control.operations.steps import Action, NoPlan, Plan, next_action, undo
-from control.operations.waves import Figures, Known, Verdict, judge, onward
+from control.operations.watching import NO_TRAFFIC, Traffic, WaveWatch
+from control.operations.waves import Known, Verdict, onward
 from router.slotmap import Move, SlotMap, StaleMove
 from router.slots import SlotRange
 from router.store.model import (
@@ -79,10 +79,6 @@ def _nothing_known() -> Known | None:
     return None
 
 
-def _no_figures(cell: str) -> Figures:
-    return Figures()
-
-
 class Runner:
     def __init__(
         self,
@@ -91,20 +87,17 @@ class Runner:
         cells: CellCalls,
         *,
         known: Callable[[], Known | None] = _nothing_known,
-        figures: Callable[[str], Figures] = _no_figures,
+        traffic: Traffic = NO_TRAFFIC,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`known`: what later waves are planned from. `figures`: of a cell, ever growing."""
+        """`known`: what later waves are planned from. `traffic`: what a gradual move is judged
+        by."""
         self._store = store
         self._fence = fence
         self._cells = cells
         self._known = known
-        self._figures = figures
+        self._watch = WaveWatch(traffic)
         self._now_ms = now_ms
-        # The wave that is being watched: since when, and its targets' figures then.
-        self._watched: tuple[str, int] = ("", 0)
-        self._watched_since = 0.0
-        self._figures_then: dict[str, Figures] = {}
 
     async def run(self, operation_id: str) -> Operation | None:
         """Takes the operation to its end or its rest; None when there is no such operation."""
@@ -133,9 +126,9 @@ class Runner:
     async def step(self, operation: Operation, item: Item) -> None:
         """One step: do it, then record it. StoreUnavailable means it may have to be redone."""
         actions: dict[Action, Callable[[Operation, Item], Awaitable[None]]] = {
-            Action.DRAIN: self._drain,
-            Action.FENCE: self._fence_slots,
-            Action.PUBLISH: self._publish,
+            Action.COMMIT: self._commit_to,
+            Action.MOVE: self._move,
+            Action.PUBLISH: self._tell,
             Action.RECOVER: self._recover,
             Action.GO_ON: self._go_on,
         }
@@ -152,38 +145,57 @@ class Runner:
     async def _commit(self, change: Change) -> None:
         await self._store.commit(expect=change.expect, puts=change.puts, deletes=change.deletes)
 
-    async def _drain(self, operation: Operation, item: Item) -> None:
+    async def _commit_to(self, operation: Operation, item: Item) -> None:
+        """Before anybody waits: this commit is not part of the stall."""
+        await self._record(operation, item, Step.DRAINED)
+
+    async def _move(self, operation: Operation, item: Item) -> None:
+        """Drain, fence, publish. From the first drained request to the published map somebody
+        waits, so that all which is known before is read before, and one commit tells it all:
+        whoever takes over in between does it again from the start, which is doing it once."""
+        current = await self._map()
+        drained = await self._drain(operation)
+        try:
+            await self._fence_slots(operation)
+        except FenceConflict as error:
+            await self._record(operation, item, Step.FAILED, str(error))
+            return
+        fenced = operation.at(Step.FENCED, time_ms=self._now_ms(), note=drained)
+        await self._publish(operation, fenced, item, current)
+
+    async def _fence_slots(self, operation: Operation) -> None:
+        await self._fence.assign(operation.moves, operation.operation_id)
+
+    async def _tell(self, operation: Operation, item: Item) -> None:
+        """Of what another version has fenced and not published."""
+        await self._publish(operation, operation, item, await self._map())
+
+    async def _drain(self, operation: Operation) -> str:
         async with asyncio.TaskGroup() as group:
             notes = [
                 group.create_task(self._cells.drain(cell, ranges))
                 for cell, ranges in _by_cell(operation, "source").items()
             ]
-        await self._record(
-            operation, item, Step.DRAINED, "; ".join(note.result() for note in notes)
-        )
+        return "; ".join(note.result() for note in notes)
 
-    async def _fence_slots(self, operation: Operation, item: Item) -> None:
-        try:
-            await self._fence.assign(operation.moves, operation.operation_id)
-        except FenceConflict as error:
-            await self._record(operation, item, Step.FAILED, str(error))
-            return
-        await self._record(operation, item, Step.FENCED)
-
-    async def _publish(self, operation: Operation, item: Item) -> None:
+    async def _publish(
+        self, before: Operation, fenced: Operation, item: Item, current: Item
+    ) -> None:
         """The map and the step in one compare-and-set: nobody publishes from a stale plan.
 
         Raises StaleMove when the map contradicts the fence.
         """
-        current = await self._store.get(SLOT_MAP_KEY)
-        if current is None:
-            raise StoreUnavailable("there is no slot map")
-        following = SlotMap.from_json(current.value).apply(operation.moves)
-        published = operation.published(time_ms=self._now_ms())
-        change = changed(operation, published, item.revision)
+        following = SlotMap.from_json(current.value).apply(fenced.moves)
+        change = changed(before, fenced.published(time_ms=self._now_ms()), item.revision)
         change.expect[SLOT_MAP_KEY] = current.revision
         change.puts[SLOT_MAP_KEY] = following.to_json()
         await self._commit(change)
+
+    async def _map(self) -> Item:
+        current = await self._store.get(SLOT_MAP_KEY)
+        if current is None:
+            raise StoreUnavailable("there is no slot map")
+        return current
 
     async def _recover(self, operation: Operation, item: Item) -> None:
         async with asyncio.TaskGroup() as group:
@@ -215,9 +227,7 @@ class Runner:
             granted = GRANTED[operation.request][operation.step]
             await self._leave(operation, item, granted, f"after wave {operation.wave}, as asked")
             return
-        current = await self._store.get(SLOT_MAP_KEY)
-        if current is None:
-            raise StoreUnavailable("there is no slot map")
+        current = await self._map()
         slot_map = SlotMap.from_json(current.value)
         known = self._known()
         if known is None:
@@ -251,23 +261,8 @@ class Runner:
         await self._commit(changed(operation, after, item.revision))
 
     def verdict(self, operation: Operation, known: Known) -> Verdict:
-        """Of the wave that a gradual move has just made. A controller that takes over begins it
-        anew, by its own clock."""
-        assert operation.gate is not None
-        targets = sorted({move.target for move in operation.moves})
-        if any(target not in known.live for target in targets):
-            return Verdict.TARGET_DIED
-        now = time.monotonic()
-        if self._watched != (operation.operation_id, operation.wave):
-            self._watched = (operation.operation_id, operation.wave)
-            self._watched_since = now
-            self._figures_then = {cell: self._figures(cell) for cell in targets}
-        seen = [self._figures(cell).minus(self._figures_then[cell]) for cell in targets]
-        soaked = (now - self._watched_since) * 1000 >= operation.gate.soak_ms
-        return max(
-            (judge(operation.gate, figures, soaked=soaked) for figures in seen),
-            key=list(Verdict).index,
-        )
+        """Of the wave that a gradual move has just made."""
+        return self._watch.verdict(operation, known)
 
     async def _roll_back(
         self, operation: Operation, item: Item, known: Known, revision: int, verdict: Verdict

@@ -8,6 +8,7 @@ from dataclasses import replace
 import grpc
 
 from control.audit import audit_put, audit_record, new_id
+from control.operations.holding import Hold, hold_down
 from control.operations.model import (
     ENDED,
     Gate,
@@ -71,7 +72,8 @@ async def start_operation(
     """
     made = planned(wish, known)
     now_ms = time.time_ns() // 1_000_000
-    step = Step.PLANNED if made.moves else Step.WAITING
+    # A cell that owns nothing is removed by a wave that moves nothing.
+    step = Step.PLANNED if made.moves or not made.pieces else Step.WAITING
     operation = Operation(
         new_id("op"), wish.kind, wish.cell, made.moves, actor, reason, step,
         (StepRecord(step, now_ms, _note(made)),), cells=wish.cells, rest=made.pieces,
@@ -108,6 +110,22 @@ async def request_of(
         if await _commit(store, change) is not None:
             return after
     raise _busy(operation_id)
+
+
+async def abort_operation(
+    store: Store, operation_id: str, actor: str, reason: str, hold_s: int
+) -> Operation:
+    """As `request_of`; a failover of these cells then starts by itself no sooner than `hold_s`
+    later. Raises Refusal."""
+    operation, _ = await read_operation(store, operation_id)
+    if operation.kind != OperationKind.FAILOVER or hold_s == 0 or operation.step in ENDED:
+        return await request_of(store, operation_id, Request.ABORT, actor, reason)
+    lease = await hold_down(store, operation.all_cells(), Hold(actor, reason, operation_id, hold_s))
+    try:
+        return await request_of(store, operation_id, Request.ABORT, actor, reason)
+    except Refusal:
+        await lease.revoke()
+        raise
 
 
 async def roll_back(

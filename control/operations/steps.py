@@ -23,8 +23,10 @@ from router.slots import SLOT_COUNT, SlotRange, ranges_of
 
 
 class Action(StrEnum):
-    DRAIN = "drain"
-    FENCE = "fence"
+    # To the wave, before its first request has to wait.
+    COMMIT = "commit"
+    # Drain, fence and publish: the stall.
+    MOVE = "move"
     PUBLISH = "publish"
     RECOVER = "recover"
     # The next wave, a wait, the way back or the end.
@@ -37,9 +39,9 @@ def next_action(operation: Operation) -> Action:
     """The one thing to do from this step; whoever resumes it does the same."""
     match operation.step:
         case Step.PLANNED:
-            return Action.DRAIN
+            return Action.COMMIT
         case Step.DRAINED:
-            return Action.FENCE
+            return Action.MOVE
         case Step.FENCED:
             return Action.PUBLISH
         case Step.PUBLISHED:
@@ -134,7 +136,7 @@ def plan(wish: Wish, known: Known) -> Plan | NoPlan:
     if refused is not None:
         return refused
     pieces = _pieces(wish, known)
-    if not pieces:
+    if not pieces and wish.kind != OperationKind.REMOVE:
         return NoPlan(PlanReason.NOTHING_TO_MOVE, "there is no slot to move")
     return fitted(wish, pieces, known)
 

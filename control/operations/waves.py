@@ -44,6 +44,10 @@ class Figures:
                 return 1 << number
         return 0
 
+    def slower_than(self, ms: int) -> int:
+        """How many there are in buckets that reach beyond this."""
+        return sum(count for n, count in enumerate(self.buckets) if 1 << n > ms)
+
     def plus(self, other: Figures) -> Figures:
         return self._with(other, 1)
 
@@ -210,15 +214,26 @@ class Verdict(StrEnum):
     TARGET_DIED = "the target lost its lease"
 
 
-def judge(gate: Gate, seen: Figures, *, soaked: bool) -> Verdict:
-    """`seen`: since the wave was published, of the cells that it went to.
+# Durations are known by powers of two: the next bucket may be the same by a hair.
+_SLOWER_TIMES = 2
+# Of twenty payments the slowest is the p99: one or two prove nothing.
+_SLOW_MIN = 3
+
+
+def judge(gate: Gate, seen: Figures, usual: Iterable[Figures], *, soaked: bool) -> Verdict:
+    """`seen`: since the wave was published, of the moved slots or of a cell that they went to.
+    `usual`: what it is held against; the worst counts, and what has too few payments says nothing.
 
     A bad wave is stopped at once, a good one passes when its time is over.
     """
     if seen.samples >= gate.samples_min:
-        if seen.failure_percent > gate.failure_percent_max:
+        known = [figures for figures in usual if figures.samples >= gate.samples_min]
+        failed = max((figures.failure_percent for figures in known), default=0.0)
+        p99_ms = max((figures.p99_ms for figures in known), default=0)
+        if seen.failure_percent > failed + gate.failure_percent_max:
             return Verdict.FAILED_PAYMENTS
-        if seen.p99_ms > gate.p99_ms_max:
+        bound_ms = max(gate.p99_ms_max, _SLOWER_TIMES * p99_ms)
+        if seen.p99_ms > bound_ms and seen.slower_than(bound_ms) >= _SLOW_MIN:
             return Verdict.SLOW_PAYMENTS
     return Verdict.PASS if soaked else Verdict.LOOK
 

@@ -3,6 +3,7 @@ away. Whole or absent: written beside and moved into place."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -79,10 +80,18 @@ class KeptSnapshots:
         self._path = Path(path) if path else None
         self._xds = xds
         self._versions: list[tuple[str, str, str]] = []
+        self.changed = asyncio.Event()
         saved = load_snapshots(self._path) if self._path else None
         if saved:
             self._versions = _versions(saved)
             xds.serve(saved)
+
+    async def run(self) -> None:
+        """Keeps each change, aside: clients that wait for it do not wait for this disk."""
+        while True:
+            await self.changed.wait()
+            self.changed.clear()
+            await asyncio.to_thread(self.keep)
 
     def keep(self) -> None:
         """After a change of what is served. A full disk stops no xDS."""

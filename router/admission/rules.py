@@ -49,11 +49,27 @@ _CRITICALITY: Mapping[str, Criticality] = {
     "cellpay.notifications.v1.NotificationsService/EnqueueDelivery": Criticality.SHEDDABLE,
 }
 # Money that is under way is finished whatever the load, and the controller is always heard.
-_NEVER_LIMITED = ("cellpay.cell.v1.", "cellpay.transfers.v1.ParticipantService/")
-# Methods that are off with their feature. Deferred refunds are taken, and funded later.
+_NEVER_LIMITED = (
+    "cellpay.cell.v1.",
+    "cellpay.transfers.v1.ParticipantService/",
+    "cellpay.channels.v1.ReportsService/",
+)
+# Methods that are off with their feature. Deferred refunds and payouts are taken, and go out later.
 _METHODS: Mapping[str, tuple[Feature, frozenset[Mode]]] = {
     "cellpay.payments.v1.PaymentsService/RefundPayment": (
         Feature.REFUNDS, frozenset({Mode.OFF}),
+    ),
+    "cellpay.charges.v1.ChargesService/RefundCharge": (
+        Feature.REFUNDS, frozenset({Mode.OFF}),
+    ),
+    "cellpay.payouts.v1.PayoutsService/CreatePayout": (
+        Feature.PAYOUTS, frozenset({Mode.OFF}),
+    ),
+    "cellpay.charges.v1.ChargesService/ListCharges": (
+        Feature.STATEMENTS, frozenset({Mode.OFF, Mode.DEFERRED}),
+    ),
+    "cellpay.payouts.v1.PayoutsService/ListPayouts": (
+        Feature.STATEMENTS, frozenset({Mode.OFF, Mode.DEFERRED}),
     ),
     "cellpay.accounts.v1.AccountsService/ListEntries": (
         Feature.STATEMENTS, frozenset({Mode.OFF, Mode.DEFERRED}),

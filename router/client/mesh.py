@@ -10,10 +10,14 @@ from typing import Any, cast
 
 import grpc
 from cellpay.accounts.v1 import accounts_pb2_grpc
+from cellpay.channels.v1 import channels_pb2_grpc
+from cellpay.charges.v1 import charges_pb2_grpc
 from cellpay.notifications.v1 import notifications_pb2_grpc
 from cellpay.orders.v1 import orders_pb2_grpc
 from cellpay.payments.v1 import payments_pb2_grpc
+from cellpay.payouts.v1 import payouts_pb2_grpc
 from cellpay.transfers.v1 import funding_pb2_grpc, participant_pb2_grpc, transfers_pb2_grpc
+from cellpay.vault.v1 import instruments_pb2_grpc
 
 from router.client.channel import CallPolicy, MeshChannel
 from router.client.tls import TlsFiles
@@ -55,8 +59,23 @@ class Mesh:
         self.participants: participant_pb2_grpc.ParticipantServiceAsyncStub = (
             participant_pb2_grpc.ParticipantServiceStub(raw)
         )
+        self.charges: charges_pb2_grpc.ChargesServiceAsyncStub = (
+            charges_pb2_grpc.ChargesServiceStub(raw)
+        )
+        self.payouts: payouts_pb2_grpc.PayoutsServiceAsyncStub = (
+            payouts_pb2_grpc.PayoutsServiceStub(raw)
+        )
+        self.reports: channels_pb2_grpc.ReportsServiceAsyncStub = (
+            channels_pb2_grpc.ReportsServiceStub(raw)
+        )
+        self.adjustments: channels_pb2_grpc.AdjustmentsServiceAsyncStub = (
+            channels_pb2_grpc.AdjustmentsServiceStub(raw)
+        )
         self.funding: funding_pb2_grpc.FundingServiceAsyncStub = (
             funding_pb2_grpc.FundingServiceStub(raw)
+        )
+        self.instruments: instruments_pb2_grpc.InstrumentsServiceAsyncStub = (
+            instruments_pb2_grpc.InstrumentsServiceStub(raw)
         )
 
 

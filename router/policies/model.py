@@ -6,12 +6,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, with_config
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, with_config
+
+from router.policies.channels import CHANNEL_PATTERN, ChannelPolicy, ChoicePolicy
 
 POLICIES_PREFIX = "/cellpay/policies/"
 REPORTS_PREFIX = "/cellpay/policy-reports/"
@@ -32,6 +35,9 @@ class PolicyKind(StrEnum):
     BREAKERS = "breakers"
     DEGRADATION = "degradation"
     LIMITS = "limits"
+    KEYS = "keys"
+    CHANNELS = "channels"
+    CHOICE = "choice"
 
 
 class RetryCode(StrEnum):
@@ -135,6 +141,22 @@ class Dependency(StrEnum):
     FUNDING = "funding"
 
 
+CHANNEL_PREFIX = "channel:"
+
+
+def dependency_of_channel(channel: str) -> str:
+    return CHANNEL_PREFIX + channel
+
+
+def checked_dependency(name: str) -> str:
+    """Raises ValueError."""
+    channel = name.removeprefix(CHANNEL_PREFIX)
+    is_channel = channel != name and re.fullmatch(CHANNEL_PATTERN, channel)
+    if not is_channel and name not in set(Dependency):
+        raise ValueError(f"must be one of {', '.join(Dependency)}, or {CHANNEL_PREFIX}NAME")
+    return name
+
+
 class Forced(StrEnum):
     OPEN = "open"
     CLOSED = "closed"
@@ -143,9 +165,9 @@ class Forced(StrEnum):
 @_DOCUMENT
 @dataclass(frozen=True, slots=True)
 class Breakers:
-    """The breaker around a dependency."""
+    """The breaker around a dependency, or around a channel (`channel:` and its name)."""
 
-    dependency: Dependency
+    dependency: Annotated[str, AfterValidator(checked_dependency)]
     cells: Cells = ()
     # Failures in a row that open it.
     failures_max: Annotated[int, Field(ge=1, le=10_000)] = 5
@@ -172,6 +194,7 @@ class Feature(StrEnum):
     STATEMENTS = "statements"
     RISK_MODEL = "risk_model"
     REFUNDS = "refunds"
+    PAYOUTS = "payouts"
 
 
 class Mode(StrEnum):
@@ -268,4 +291,16 @@ class Limits:
     criticality: Mapping[Method, Criticality] = field(default_factory=dict)
 
 
-Document = Traffic | Breakers | Degradation | Limits
+@_DOCUMENT
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """When the vault's data keys are replaced, and what they sealed is sealed anew."""
+
+    cells: Cells = ()
+    # A key's cryptoperiod.
+    period_days: Annotated[float, Field(gt=0, le=3650)] = 365.0
+    # Keys made before this moment are replaced now: rotation by hand.
+    rotate_before: AwareDatetime | None = None
+
+
+Document = Traffic | Breakers | Degradation | Limits | Keys | ChannelPolicy | ChoicePolicy

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from router.errors import Violation
+from router.policies.channels import ChannelPolicy, ChoicePolicy, Fees
 from router.policies.model import (
     POLICIES_PREFIX,
     Breakers,
@@ -24,6 +25,7 @@ from router.policies.model import (
     Degradation,
     Document,
     Feature,
+    Keys,
     Limits,
     Mode,
     PolicyKind,
@@ -38,6 +40,9 @@ _TYPES: Mapping[PolicyKind, type[Document]] = {
     PolicyKind.BREAKERS: Breakers,
     PolicyKind.DEGRADATION: Degradation,
     PolicyKind.LIMITS: Limits,
+    PolicyKind.KEYS: Keys,
+    PolicyKind.CHANNELS: ChannelPolicy,
+    PolicyKind.CHOICE: ChoicePolicy,
 }
 _HARM = {Mode.ON: 0, Mode.DEFERRED: 1, Mode.OFF: 2}
 # The least important go first. What a higher class loses, a lower one has lost before.
@@ -48,6 +53,7 @@ CLASSES: Mapping[Feature, Criticality] = {
     Feature.STATEMENTS: Criticality.SHEDDABLE_PLUS,
     Feature.RISK_MODEL: Criticality.CRITICAL,
     Feature.REFUNDS: Criticality.CRITICAL,
+    Feature.PAYOUTS: Criticality.CRITICAL,
 }
 # Of levels 1, 2 and 3.
 MODES: Mapping[Feature, tuple[Mode, Mode, Mode]] = {
@@ -57,11 +63,12 @@ MODES: Mapping[Feature, tuple[Mode, Mode, Mode]] = {
     Feature.STATEMENTS: (Mode.ON, Mode.OFF, Mode.OFF),
     Feature.RISK_MODEL: (Mode.ON, Mode.ON, Mode.OFF),
     Feature.REFUNDS: (Mode.ON, Mode.ON, Mode.OFF),
+    Feature.PAYOUTS: (Mode.ON, Mode.ON, Mode.DEFERRED),
 }
 # Money that is under way cannot be switched off, and an event must not be lost.
 _NEVER_OFF = frozenset({Feature.NOTIFICATION})
 
-D = TypeVar("D", Traffic, Breakers, Degradation, Limits)
+D = TypeVar("D", Traffic, Breakers, Degradation, Limits, Keys, ChannelPolicy, ChoicePolicy)
 
 
 class InvalidPolicy(ValueError):
@@ -161,7 +168,11 @@ def _contradictions(document: Document) -> list[Violation]:
             return _of_degradation(document)
         case Limits():
             return _of_limits(document)
-        case Breakers():
+        case ChannelPolicy():
+            return _of_channel(document)
+        case ChoicePolicy():
+            return _of_choice(document)
+        case Breakers() | Keys():
             return []
 
 
@@ -227,6 +238,74 @@ def _of_limits(document: Limits) -> list[Violation]:
     if limit is not None and not limit.minimum <= limit.initial <= limit.maximum:
         what = "must have minimum <= initial <= maximum"
         found.append(Violation("document.concurrency", what))
+    return found
+
+
+def _of_channel(document: ChannelPolicy) -> list[Violation]:
+    # Not `min_length`: pydantic would call a list too short whose items are wrong.
+    found = [
+        Violation(f"document.{name}", "must not be empty")
+        for name in ("amounts", "fees", "taking", "instruments")
+        if not getattr(document, name)
+    ]
+    for currency, band in document.amounts.items():
+        if band.minimum > band.maximum:
+            found.append(Violation(f"document.amounts.{currency}", "must have minimum <= maximum"))
+        if document.fees and all(table.currency != currency for table in document.fees):
+            found.append(Violation("document.fees", f"has no table for {currency}"))
+    for number, table in enumerate(document.fees):
+        found += _of_fees(table, f"document.fees[{number}]")
+    for number, hours in enumerate(document.hours):
+        if not hours.days:
+            found.append(Violation(f"document.hours[{number}].days", "must not be empty"))
+        if hours.begin in {hours.end, "24:00"}:
+            what = "must end after it begins, or past midnight before it"
+            found.append(Violation(f"document.hours[{number}]", what))
+    for name, only in (("banks", document.banks), ("merchants", document.merchants)):
+        both = sorted(set(only.only) & set(only.never))
+        if both:
+            what = f"names {', '.join(both)} in only and never"
+            found.append(Violation(f"document.{name}", what))
+    foreign = set(document.banks.must) & set(document.banks.never)
+    if foreign:
+        what = f"names {', '.join(sorted(foreign))} in never too"
+        found.append(Violation("document.banks.must", what))
+    currencies = [item.currency for item in document.commitments]
+    for number, currency in enumerate(currencies):
+        if currency in currencies[:number]:
+            what = f"is a second one of {currency}"
+            found.append(Violation(f"document.commitments[{number}]", what))
+    return found
+
+
+def _of_fees(table: Fees, path: str) -> list[Violation]:
+    if not table.tiers:
+        return [Violation(f"{path}.tiers", "must not be empty")]
+    found = []
+    if table.tiers[0].from_volume:
+        found.append(Violation(f"{path}.tiers[0].from_volume", "must be 0"))
+    for number, tier in enumerate(table.tiers):
+        if tier.minimum > tier.maximum:
+            found.append(Violation(f"{path}.tiers[{number}]", "must have minimum <= maximum"))
+    for number, (before, after) in enumerate(pairwise(table.tiers), 1):
+        where = f"{path}.tiers[{number}]"
+        if after.from_volume <= before.from_volume:
+            found.append(Violation(f"{where}.from_volume", "must be above the tier's before"))
+        for name in ("fixed", "rate_ppm", "minimum", "maximum"):
+            if table.falling and getattr(after, name) > getattr(before, name):
+                what = "rises, though the table is said to be falling"
+                found.append(Violation(f"{where}.{name}", what))
+    return found
+
+
+def _of_choice(document: ChoicePolicy) -> list[Violation]:
+    found = []
+    for currency, ends in document.bands.items():
+        if any(low >= high for low, high in pairwise(ends)):
+            found.append(Violation(f"document.bands.{currency}", "must rise"))
+    if document.usual_half_life_s < document.half_life_s:
+        what = "is less than half_life_s"
+        found.append(Violation("document.usual_half_life_s", what))
     return found
 
 

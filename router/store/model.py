@@ -17,6 +17,8 @@ LIVE_CELLS_PREFIX = "/cellpay/cells/live/"
 CELL_HEALTH_PREFIX = "/cellpay/cells/health/"
 # Cells that were failed over without being asked: until they are restored they are held out.
 HELD_CELLS_PREFIX = "/cellpay/cells/held/"
+# Cells whose failover an operator has aborted, under leases: none starts by itself meanwhile.
+FAILOVER_HOLDS_PREFIX = "/cellpay/cells/failover-held-down/"
 OPERATIONS_PREFIX = "/cellpay/operations/"
 RUNNING_OPERATION_KEY = "/cellpay/operation-running"
 # Operations that wait or are paused.
@@ -26,6 +28,8 @@ FAILOVER_POLICY_KEY = "/cellpay/policies/failover"
 LEADER_KEY = "/cellpay/controller/leader"
 # Cell → addresses that xDS names in place of its own, under the lease of a drill.
 DETOURS_PREFIX = "/cellpay/detours/"
+# Cell and channel → that its breaker is open, under a lease of the process that found it away.
+CHANNEL_BREAKERS_PREFIX = "/cellpay/channel-breakers/"
 RUNNING_DRILL_KEY = "/cellpay/drill-running"
 
 

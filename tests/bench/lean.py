@@ -2,18 +2,20 @@
 
 A full client would take more of the two cores than the server under test. This one writes
 unary calls with distinct bodies, keeps a fixed number in flight a connection, and reads answers
-by their frames: a stream that ended with a DATA frame succeeded (a failed unary call of gRPC has
-headers and trailers only). What it counted is checked against the database by the benchmark.
+by their frames, in one thread for all connections (threads would wait for each other's turn):
+a stream that ended with a DATA frame succeeded (a failed unary call of gRPC has headers and
+trailers only). What it counted is checked against the database by the benchmark.
 Frames: RFC 9113; header blocks: RFC 7541; messages: gRPC over HTTP/2.
 """
 
 from __future__ import annotations
 
+import selectors
 import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -105,53 +107,67 @@ class Connection:
     def close(self) -> None:
         self._socket.close()
 
-    def run(
+    def begin(
         self,
         path: str,
         bodies: Iterator[bytes],
-        *,
         in_flight: int,
-        per_s: float | None = None,
-        keep_bodies: bool = False,
-    ) -> Result:
-        """Calls `path` with each body until they are all answered, `in_flight` at a time.
+        per_s: float | None,
+        *,
+        keep_bodies: bool,
+    ) -> None:
+        self.result = Result()
+        self._started: dict[int, float] = {}
+        self._answered: dict[int, bytes] = {}
+        self._calls = (path, bodies)
+        self._in_flight = in_flight
+        self._per_s = per_s
+        self._keep_bodies = keep_bodies
+        self._began = time.perf_counter()
+        self._sent = 0
+        self._exhausted = False
 
-        With `per_s` it is an open loop: calls begin when they are due, whether the server keeps up
-        or not, and latencies count from then (Gil Tene's coordinated omission, corrected).
-        """
-        result = Result()
-        started: dict[int, float] = {}
-        answered: dict[int, bytes] = {}
-        begin = time.perf_counter()
-        sent = 0
-        exhausted = False
-        while not exhausted or started:
-            out = []
-            now = time.perf_counter()
-            while not exhausted and len(started) < in_flight and self._send_window > _BODY_MAX:
-                due = now if per_s is None else begin + sent / per_s
-                if due > now:
-                    break
-                body = next(bodies, None)
-                if body is None:
-                    exhausted = True
-                    break
-                out.append(self._call(path, body))
-                started[self._stream - 2] = due
-                sent += 1
-            if out:
-                self._socket.sendall(b"".join(out))
-            if per_s is not None and not exhausted:
-                self._socket.settimeout(max(0.0002, begin + sent / per_s - time.perf_counter()))
-            else:
-                self._socket.settimeout(None)
-            if started or per_s is not None:
-                try:
-                    self._read(started, answered, result, keep_bodies)
-                except TimeoutError:
-                    continue
-        result.seconds = time.perf_counter() - begin
-        return result
+    @property
+    def ended(self) -> bool:
+        return self._exhausted and not self._started
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._started) < self._in_flight and self._send_window > _BODY_MAX
+
+    def due(self) -> float | None:
+        """When the next call of an open loop is, if there is room for it."""
+        if self._per_s is None or self._exhausted or not self._has_room:
+            return None
+        return self._began + self._sent / self._per_s
+
+    def send(self) -> None:
+        """What is due, as far as there is room."""
+        path, bodies = self._calls
+        out = []
+        now = time.perf_counter()
+        while not self._exhausted and self._has_room:
+            due = now if self._per_s is None else self._began + self._sent / self._per_s
+            if due > now:
+                break
+            body = next(bodies, None)
+            if body is None:
+                self._exhausted = True
+                break
+            out.append(self._call(path, body))
+            self._started[self._stream - 2] = due
+            self._sent += 1
+        if out:
+            self._socket.sendall(b"".join(out))
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def read(self) -> None:
+        """What has come. Waits when nothing has."""
+        self._read()
+        while self._socket.pending():
+            self._read()
 
     def _call(self, path: str, body: bytes) -> bytes:
         first, later = _header_blocks(path, self._headers)
@@ -168,13 +184,7 @@ class Connection:
             frames.append(_frame(_DATA, _END_STREAM if last else 0, stream, piece))
         return b"".join(frames)
 
-    def _read(
-        self,
-        started: dict[int, float],
-        answered: dict[int, bytes],
-        result: Result,
-        keep_bodies: bool,
-    ) -> None:
+    def _read(self) -> None:
         data = self._socket.recv(_READ_BYTES)
         if not data:
             raise ConnectionError("the server closed the connection")
@@ -190,9 +200,9 @@ class Connection:
             payload = buffer[position + 9 : position + 9 + length]
             position += 9 + length
             if kind == _DATA:
-                answered[stream] = answered.get(stream, b"") + payload
+                self._answered[stream] = self._answered.get(stream, b"") + payload
             if (kind in (_HEADERS, _DATA) and flags & _END_STREAM) or kind == _RST_STREAM:
-                self._ended(stream, started, answered, result, keep_bodies)
+                self._end(stream)
             elif kind == _SETTINGS and not flags & _ACK:
                 replies.append(_frame(_SETTINGS, _ACK, 0, b""))
             elif kind == _PING and not flags & _ACK:
@@ -205,21 +215,50 @@ class Connection:
         if replies:
             self._socket.sendall(b"".join(replies))
 
-    def _ended(
-        self,
-        stream: int,
-        started: dict[int, float],
-        answered: dict[int, bytes],
-        result: Result,
-        keep_bodies: bool,
-    ) -> None:
-        since = started.pop(stream, None)
-        body = answered.pop(stream, None)
+    def _end(self, stream: int) -> None:
+        since = self._started.pop(stream, None)
+        body = self._answered.pop(stream, None)
         if since is None:
             return
         if body is None:
-            result.failed += 1
+            self.result.failed += 1
             return
-        result.latencies.append(time.perf_counter() - since)
-        if keep_bodies:
-            result.bodies.append(body[5:])
+        self.result.latencies.append(time.perf_counter() - since)
+        if self._keep_bodies:
+            self.result.bodies.append(body[5:])
+
+
+def run(
+    connections: Sequence[Connection],
+    path: str,
+    bodies: Sequence[Iterator[bytes]],
+    *,
+    in_flight: int,
+    per_s: float | None = None,
+    keep_bodies: bool = False,
+) -> list[Result]:
+    """Calls `path` with each body until they are all answered: a result a connection.
+
+    `in_flight` and `per_s` are each connection's. With `per_s` it is an open loop: calls begin when
+    they are due, whether the server keeps up or not, and latencies count from then (Gil Tene's
+    coordinated omission, corrected).
+    """
+    # select(2): epoll's timeouts are whole milliseconds.
+    with selectors.SelectSelector() as selector:
+        for connection, mine in zip(connections, bodies, strict=True):
+            connection.begin(path, mine, in_flight, per_s, keep_bodies=keep_bodies)
+            selector.register(connection, selectors.EVENT_READ, connection)
+        active = list(connections)
+        begin = time.perf_counter()
+        while active:
+            for connection in active:
+                connection.send()
+            for connection in [each for each in active if each.ended]:
+                connection.result.seconds = time.perf_counter() - begin
+                selector.unregister(connection)
+                active.remove(connection)
+            dues = [due for connection in active if (due := connection.due()) is not None]
+            wait = max(0.0, min(dues) - time.perf_counter()) if dues else None
+            for key, _ in selector.select(wait) if active else ():
+                key.data.read()
+    return [connection.result for connection in connections]

@@ -1,7 +1,7 @@
 """The load generator's process: one JSON job on standard input, one JSON result on standard output.
 
 Jobs: make orders, pay them (one a call, or many), or transfer. A fixed number of calls is in flight
-over some connections, one thread a connection; with `per_s` calls begin when they are due.
+over some connections; with `per_s` calls begin when they are due.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 from cellpay.money.v1.money_pb2 import Money
@@ -24,6 +22,7 @@ from router.client import TlsFiles
 from router.errors import Refusal
 from router.ids import slot_of_id
 from router.slots import slot_of_user
+from tests.bench import lean
 from tests.bench.lean import Connection, Result
 
 _PATHS = {
@@ -89,33 +88,20 @@ def _work(job: dict[str, Any]) -> tuple[list[list[Any]], list[Connection]]:
     return shares, connections
 
 
-def _bodies(job: dict[str, Any], share: list[Any]) -> Iterator[bytes]:
-    # A batch is made beforehand: its cost is the caller's, and not what is measured.
-    ready = [_body(job["job"], item) for item in share] if job["job"] == "batch" else None
-    return iter(ready) if ready is not None else (_body(job["job"], item) for item in share)
-
-
 def run(job: dict[str, Any]) -> dict[str, Any]:
     shares, connections = _work(job)
-    results: list[Result] = [Result() for _ in connections]
-    bodies = [_bodies(job, share) for share in shares]
+    # Made beforehand: their cost is the caller's, and not what is measured.
+    bodies = [iter([_body(job["job"], item) for item in share]) for share in shares]
     per_s = job.get("per_s")
-
-    def one(number: int) -> None:
-        results[number] = connections[number].run(
-            _PATHS[job["job"]],
-            bodies[number],
-            in_flight=max(1, job["in_flight"] // len(connections)) if per_s is None else 10_000,
-            per_s=per_s / len(connections) if per_s is not None else None,
-            keep_bodies=job["job"] in {"orders", "batch"},
-        )
-
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(len(connections))]
     begin = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    results = lean.run(
+        connections,
+        _PATHS[job["job"]],
+        bodies,
+        in_flight=max(1, job["in_flight"] // len(connections)) if per_s is None else 10_000,
+        per_s=per_s / len(connections) if per_s is not None else None,
+        keep_bodies=job["job"] in {"orders", "batch"},
+    )
     seconds = time.perf_counter() - begin
     for connection in connections:
         connection.close()

@@ -42,6 +42,8 @@ _BATCHES_IN_FLIGHT = 16
 _MERCHANT = "bench-shop"
 _TOLD_WAIT_S = 120.0
 _PROBERS = 16
+# About as long as a move takes.
+_MOVE_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,9 @@ class MeshRuns:
         self.figures.add("envoy_added_p50_ms", "ms", added)
 
     async def _moves(self, mesh: Mesh, users: list[str]) -> None:
-        """Slots go to and fro under writes; a stall is a call's time beyond the run's median."""
+        """Slots go to and fro under writes; a stall is a call's time beyond the run's median.
+
+        First as many times nothing happens for as long: what the machine stalls by itself."""
         print("planned moves under load", flush=True)
         first, last = 0, 170
         moving = [user for user in users if first <= slot_of_user(user) <= last]
@@ -297,11 +301,16 @@ class MeshRuns:
                 await asyncio.sleep(0.002)
 
         windows: list[tuple[float, float]] = []
+        quiet: list[tuple[float, float]] = []
         async with asyncio.TaskGroup() as group:
             for number in range(_PROBERS):
                 group.create_task(client(number))
             async with self.session.control() as control:
                 await asyncio.sleep(1)
+                for _ in range(self.scale.moves):
+                    begin = time.perf_counter()
+                    await asyncio.sleep(_MOVE_S)
+                    quiet.append((begin, time.perf_counter()))
                 for number in range(self.scale.moves):
                     begin = time.perf_counter()
                     target = "b" if number % 2 == 0 else "a"
@@ -310,21 +319,20 @@ class MeshRuns:
                     await asyncio.sleep(0.25)
             done = True
         usual = statistics.median(end - begin for begin, end in calls)
-        stalls = [
-            max(
+
+        def stalls_in(window: tuple[float, float]) -> list[float]:
+            return [
                 (end - begin - usual) * 1000
                 for begin, end in calls
                 if end >= window[0] and begin <= window[1]
-            )
-            for window in windows
-        ]
-        ordered = sorted(stalls)
-        self.figures.add(
-            "planned_move_stall_p99_ms",
-            "ms",
-            stalls,
-            ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))],
-        )
+            ]
+
+        for name, looked_at in (("planned_move", windows), ("no_move", quiet)):
+            # The worst call of each move, and 99 of 100 calls that met one.
+            worst = [max(stalls_in(window)) for window in looked_at]
+            self.figures.add(f"{name}_stall_p99_ms", "ms", worst, _p99(worst))
+            each = [stall for window in looked_at for stall in stalls_in(window)]
+            self.figures.add(f"{name}_call_stall_p99_ms", "ms", [_p99(each)])
         self.figures.add("planned_move_failed", "requests", [float(failed)])
         self.figures.notes["planned_moves"] = (
             f"{self.scale.moves} moves of {last - first + 1} slots, {len(calls)} calls"
@@ -418,3 +426,8 @@ async def _until_idle(control: Any) -> None:
         if all(item.step == pb.Operation.STEP_DONE for item in listed.operations):
             return
         await asyncio.sleep(0.05)
+
+
+def _p99(values: list[float]) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]

@@ -15,7 +15,7 @@ from pathlib import Path
 from control.mesh import launcher
 from control.mesh.options import MeshOptions
 from tests.bench import lane_runs, mesh_runs, plot
-from tests.bench.figures import RESULTS, ROOT, Figures
+from tests.bench.figures import POSTGRES, RESULTS, ROOT, Figures
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def _mesh(figures: Figures, scale: mesh_runs.Scale) -> None:
     overrides = {"settlement": {"interval_s": 3600.0}, "workers": mesh_runs.WORKERS}
     with tempfile.TemporaryDirectory(prefix="cellpay-bench-") as folder:
         data = Path(folder)
-        options = MeshOptions(cell_overrides=overrides)
+        options = MeshOptions(cell_overrides=overrides, postgres=POSTGRES)
         try:
             cells = len(mesh_runs.CELLS)
             with launcher.running(data, cells, options, lambda line: print(f"  {line}")):

@@ -23,10 +23,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-import cells.accounts.tables
-import cells.orders.tables
-import cells.payments.tables
-import cells.transfers.tables  # noqa: F401
+import cells.schema  # noqa: F401
 from cells.accounts.model import Direction
 from cells.accounts.rules import CloseAccount, MoveMoney, OpenAccount
 from cells.fencing.tables import metadata
@@ -49,6 +46,7 @@ from router.ids import (
 )
 from router.slotmap import Move, SlotMap
 from router.slots import SLOT_COUNT, slot_of_user
+from tests.integration.bank_books import fill_banks
 
 FIRST_MAP = SlotMap.even(["a", "b"])
 
@@ -300,6 +298,9 @@ async def fill(engine: AsyncEngine) -> Town:
     await _fill_accounts(town, users)
     await _fill_payments(town, users)
     await _fill_transfers(town, users)
+    await fill_banks(town, users["ann"])
+    ids = town.ids
+    ids["ann_eur"] = account_id(users["ann"], "EUR")
     return town
 
 

@@ -3,24 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
 
-
-def post(posting: str, debit: str = "ann", credit: str = "abe", amount: int = 5) -> list[str]:
-    """A posting that is right in itself: both accounts' balances and sequences follow it."""
-    statements = []
-    for account, change in ((debit, -amount), (credit, amount)):
-        where = f"a.account_id = '{{{account}}}'"
-        statements += [
-            "INSERT INTO entries (slot, account_id, sequence, posting_id, kind, amount,"
-            " balance_after, epoch, created_at)"
-            f" SELECT a.slot, a.account_id, a.sequence + 1, '{posting}', 'transfer', {change},"
-            f" a.balance + {change}, s.epoch, now()"
-            f" FROM accounts AS a JOIN slots AS s ON s.slot = a.slot WHERE {where}",
-            f"UPDATE accounts AS a SET balance = a.balance + {change}, sequence = a.sequence + 1"
-            f" WHERE {where}",
-        ]
-    return statements
+from tests.integration.bank_corruptions import BANK_CORRUPTIONS
+from tests.integration.broken import Broken, post
 
 
 def record(method: str, resource: str, slot: str, key: str = "stray") -> str:
@@ -43,18 +28,11 @@ def _escaped(payload: str) -> str:
     return payload.replace('{"', '{{"').replace('"}', '"}}')
 
 
-class Broken(NamedTuple):
-    """What is done to the books, the check that must name it, and what else must follow from it."""
-
-    check: str
-    statements: list[str]
-    also: tuple[str, ...] = ()
-
-
 _CONSERVATION = ("money_is_conserved", "mesh_sums_to_zero")
 _LAST = "sequence = (SELECT max(sequence) FROM entries WHERE account_id = '{ann}')"
 
 CORRUPTIONS = {
+    **BANK_CORRUPTIONS,
     "an entry and its account gained a cent": Broken(
         "posting_sums_to_zero",
         [

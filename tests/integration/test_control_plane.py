@@ -19,6 +19,7 @@ import pytest
 from cellpay.control.v1 import access_pb2
 from cellpay.control.v1 import control_pb2 as pb
 
+from control.cellctl.main import verify_mesh
 from control.cellctl.session import Session
 from control.mesh import launcher, rotation
 from control.mesh.options import MeshOptions
@@ -184,6 +185,8 @@ async def test_with_etcd_wholly_down_payments_and_reads_go_on(plane: Session) ->
                         pb.SetFailoverPolicyRequest(reason="a test"), timeout=20
                     )
             assert len(slot_map.ranges) == 2
+            # The controllers lend the audit their map.
+            assert (await verify_mesh(plane.data)).ok
             assert details_of(caught.value).reason == "ETCD_UNAVAILABLE"
         finally:
             await start(plane, *MEMBERS)

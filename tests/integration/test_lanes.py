@@ -167,3 +167,44 @@ async def test_a_batch_answers_each_in_its_place_and_sheds_what_is_too_much(
     assert [item.reason for item in shed] == ["LANE_FULL"] * 3
     assert all(item.retry_after_ms for item in shed)
     assert sum(isinstance(item, Accepted) for item in results) == 2
+
+
+async def test_a_lane_whose_connection_is_cut_again_and_again_takes_another(
+    engine: AsyncEngine, processes: list[Lanes]
+) -> None:
+    """Between two groups and in the middle of one; each deposit has its one effect."""
+    await people(processes[0], ["shop"], 1000)
+    cut = text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'p0'"
+    )
+    accepted = 0
+
+    async def cutting() -> int:
+        cuts = 0
+        for number in range(1, 9):
+            # It has got on since the last cut.
+            while accepted < number * 30:
+                await asyncio.sleep(0.001)
+            async with engine.connect() as connection:
+                cuts += len((await connection.execute(cut)).all())
+        return cuts
+
+    async def deposits(payer: str) -> None:
+        nonlocal accepted
+        for _ in range(50):
+            assert isinstance(await processes[0].submit(deposit(payer, 1)), Accepted)
+            accepted += 1
+
+    async with asyncio.TaskGroup() as group:
+        cutter = group.create_task(cutting())
+        for payer in PAYERS:
+            group.create_task(deposits(payer))
+    assert cutter.result() >= 4
+    async with engine.connect() as connection:
+        rows = await connection.execute(
+            text("SELECT user_id, balance FROM accounts WHERE purpose = 'balance'")
+        )
+        balances = {user: balance for user, balance in rows if user in PAYERS}
+    assert balances == dict.fromkeys(PAYERS, 1050)
+    report = await audit(engine, SlotMap.even([CELL]))
+    assert report.ok, report

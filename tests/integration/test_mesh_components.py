@@ -27,7 +27,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from cells.settings import read_settings
-from control.mesh import binaries, launcher, processes, readiness, settings, state
+from control.mesh import binaries, launcher, mounts, processes, readiness, settings, state
 from control.mesh.errors import MeshMismatch, MissingComponent, StartFailure, UnknownProcess
 from control.mesh.options import MeshOptions
 from control.mesh.processes import OWNER_VARIABLE, Identity
@@ -284,6 +284,37 @@ def test_down_ends_what_a_killed_launcher_could_not_write_down(
     lost = sleeper({OWNER_VARIABLE: str(data.resolve())})
     launcher.down(data)
     assert lost.wait(5) == -signal.SIGTERM
+
+
+def test_a_redis_that_nobody_wrote_down_is_ended_too(data: Path) -> None:
+    """Seen once as an orphan: Redis writes its title over its environment, the mark included."""
+    launcher.up(data, 1, True, MeshOptions(only=("redis",)))
+    (redis,) = identities(data)
+    (data / "mesh.json").unlink()
+    launcher.down(data)
+    assert not processes.is_alive(redis)
+
+
+@needs_root
+def test_down_takes_a_drills_tmpfs_off_and_keeps_what_was_written_there(data: Path) -> None:
+    only = MeshOptions(only=("nats",))
+    launcher.up(data, 1, True, only)
+    publish(data, "before")
+    folder = data.resolve() / "nats" / "data"
+    launcher.stop(data, "nats")
+    mounts.cover(folder)
+    assert folder.is_mount()
+    launcher.start(data, "nats")
+    assert first_message(data) == "before"
+    mounts.fill(folder)
+    assert shutil.disk_usage(folder).free == 0
+    lines = list[str]()
+    launcher.down(data, lines.append)
+    assert any("tmpfs is taken off" in line for line in lines)
+    assert not folder.is_mount()
+    assert not (folder / "drill.fill").exists()
+    launcher.start(data, "nats")
+    assert first_message(data) == "before"
 
 
 def test_two_ups_at_once_start_everything_once(data: Path) -> None:

@@ -314,3 +314,28 @@ async def test_while_notification_is_deferred_events_wait_and_then_all_arrive(
             return all(payment_id.encode() in bodies for payment_id in paid)
 
         await _eventually(arrived)
+
+
+async def test_a_channels_terms_and_its_forced_breaker_are_in_force_in_every_cell(
+    policies: Policies, session: Session
+) -> None:
+    fees = [{"currency": "USD", "tiers": [{"rate_ppm": 20_000}]}]
+    text = {"channel": "bank-a", "amounts": {"USD": {}}, "fees": fees}
+    error = await _refused(_set(policies, "channels", "bank-a", text | {"fees": []}))
+    assert [item.field for item in details_of(error).violations] == ["document.fees"]
+    await _set(policies, "channels", "bank-a", text)
+    result = cellctl(session, "policy", "force", "channel:bank-a", "open", "--reason", "a test")
+    assert result.returncode == 0, result.stderr
+
+    async def forced() -> bool:
+        found = [
+            (breaker.state, breaker.forced)
+            for process, report in (await _reports(policies)).items()
+            for breaker in report.breakers
+            if breaker.dependency == "channel:bank-a" and not process.endswith("-relay")
+        ]
+        # Of three cells, the cell and its worker.
+        expected = (pb.PolicyReport.Breaker.STATE_OPEN, True)
+        return len(found) == 6 and set(found) == {expected}
+
+    await _eventually(forced)

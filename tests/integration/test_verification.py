@@ -57,6 +57,9 @@ async def test_books_that_the_ledger_wrote_are_sound(books: Books) -> None:
         "refund_is_pending",
         "transfer_is_in_doubt",
         "batch_is_unsent",
+        "attempt_is_disputed",
+        "attempt_is_open",
+        "payment_out_is_held",
     }
     assert all(finding.severity == Severity.PENDING for finding in report.findings)
 
@@ -79,6 +82,15 @@ async def test_the_figures_are_what_was_done(books: Books) -> None:
         "cancelled": 2, "cancelling": 1, "committing": 2, "confirmed": 5, "trying": 2
     }  # fmt: skip
     assert figures.in_doubt == 5
+    euros = {money.currency: money for money in figures.money}["EUR"]
+    # Charged 300, given back 50, paid 13, and what was adjusted; 16 came back.
+    assert euros.users == 900 + 300 - 50 - 13 + 5
+    assert euros.banks == -300 + 50 + 13 - 5
+    assert euros.conserved
+    assert figures.charges == {"failed": 2, "processing": 1, "reversing": 1, "succeeded": 1}
+    assert figures.charge_refunds == {"failed": 1, "sending": 1, "succeeded": 1}
+    assert figures.payouts == {"failed": 2, "held": 1, "paid": 1, "returned": 1, "sending": 1}
+    assert figures.attempts_open == 4
     assert figures.outbox == figures.outbox_unsent > 0
 
 

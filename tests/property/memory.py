@@ -13,12 +13,14 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from cells.accounts.tables import MOVEMENTS
+from cells.charges.tables import CHARGE_REFUNDS, CHARGES
 from cells.ledger.book import Book
 from cells.ledger.model import Account, Command, Entry, EventBatch, Key, Outcome
 from cells.ledger.records import RecordType
 from cells.ledger.store import _first_keys, _second_keys, decide
 from cells.ledger.tables import ACCOUNTS, ENTRIES, IDEMPOTENCY, OUTBOX
 from cells.payments.tables import PAYMENTS, REFUNDS
+from cells.payouts.tables import PAYOUTS
 from cells.transfers.tables import BRANCHES, TRANSFERS
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -110,6 +112,11 @@ class MemoryStore:
         tables = {record.name: dict(rows) for record, rows in self.rows.items() if rows}
         return tables, dict(self.entries), dict(self.events)
 
+    def get_account(self, user_id: str) -> Account:
+        """A user's only account."""
+        (account,) = (it for it in self.by_purpose("balance") if it.user_id == user_id)
+        return account
+
     def by_purpose(self, purpose: str) -> list[Account]:
         return [account for account in self.all(ACCOUNTS) if account.purpose == purpose]
 
@@ -142,6 +149,7 @@ def check_books(store: MemoryStore) -> None:
         if refund.state == "pending":
             promised[people[refund.payer_id, refund.currency]] += refund.amount
             reserved[refund.slot, refund.merchant_id, refund.currency] += refund.amount
+    _promise_with_banks(store, people, held, promised)
     for account in store.all(ACCOUNTS):
         assert account.balance == entered[account.account_id]
         assert account.sequence == counted[account.account_id]
@@ -161,3 +169,20 @@ def check_books(store: MemoryStore) -> None:
         refunds = [item for item in store.all(REFUNDS) if item.payment_id == payment.payment_id]
         taken = sum(refund.amount for refund in refunds if refund.state != "failed")
         assert payment.refunded == taken <= payment.amount
+
+
+def _promise_with_banks(
+    store: MemoryStore,
+    people: dict[tuple[str, str], str],
+    held: Counter[str],
+    promised: Counter[str],
+) -> None:
+    for charge in store.all(CHARGES):
+        if charge.state in {"processing", "reversing"}:
+            promised[people[charge.user_id, charge.currency]] += charge.amount
+        refunds = [it for it in store.all(CHARGE_REFUNDS) if it.charge_id == charge.charge_id]
+        taken = sum(refund.amount for refund in refunds if refund.state != "failed")
+        assert charge.refunded == taken <= charge.amount
+    for going in (*store.all(CHARGE_REFUNDS), *store.all(PAYOUTS)):
+        if going.state in {"held", "sending"}:
+            held[people[going.user_id, going.currency]] += going.amount

@@ -78,6 +78,13 @@ def test_a_binding_of_its_own_goes_before_that_of_the_kind() -> None:
     assert roles_of("spiffe://elsewhere/operator/ann", stored) == frozenset()
 
 
+@pytest.mark.parametrize("garbage", ["", "{", "7", "[]", "{}", '{"roles": 3}', '{"roles": [[]]}'])
+def test_a_binding_that_nobody_can_read_lets_nobody_in(garbage: str) -> None:
+    stored = parse_bindings({f"/cellpay/access/bindings/{ANN}": garbage})
+    assert roles_of(ANN, stored) == frozenset()
+    assert roles_of(spiffe_id("operator", "bob"), stored), "and takes nothing from others"
+
+
 @pytest.mark.parametrize("kind", ["service", "cell", "controller", "edge"])
 def test_workloads_read_and_no_more(kind: str) -> None:
     assert roles_of(spiffe_id(kind, "x"), DEFAULT_BINDINGS) == {Role.VIEWER}

@@ -24,7 +24,7 @@ from control.drills.model import (
     Undo,
     plan,
 )
-from control.drills.report import as_json, as_markdown, document
+from control.drills.report import Deed, as_json, as_markdown, document
 from control.drills.rules import Sample
 from control.drills.store import EndRequest, Journal, journals
 
@@ -89,6 +89,26 @@ def test_every_fault_with_its_target_is_accepted() -> None:
 )
 def test_what_is_wrong_with_a_drill_is_named_by_its_field(spec: Spec, field: str) -> None:
     assert field in fields_of(spec)
+
+
+def test_a_steady_state_that_nothing_disturbed_does_not_count_as_held() -> None:
+    made = rules.judge("during", samples(50, 50), rules.BOOKS_OK, BOUND)
+    assert made.holds
+    idle = rules.unproven(made, "0 connections were cut")
+    assert (idle.holds, idle.why) == (False, "the fault was not in force: 0 connections were cut")
+    after = rules.judge("after", samples(50, 50), rules.BOOKS_OK, BOUND)
+    ended = drill(State.CHECKED_AFTER, checks=(made, idle, after))
+    assert rules.conclusion(ended) == (Event.COMPLETED, "broken")
+
+
+def test_the_timeline_tells_what_the_mesh_did_between_the_drills_own_steps() -> None:
+    made = drill().after(Event.STEADY, time_ms=2_000).after(Event.INJECTED, time_ms=3_000)
+    deeds = [Deed(3_500, "failover b done", "341 slots moved"), Deed(2_500, "move b done", "")]
+    content = document(made, {}, deeds)
+    assert [item["state"] for item in content["timeline"]] == [
+        "planned", "checked_before", "move b done", "injected", "failover b done",
+    ]  # fmt: skip
+    assert "| failover b done | 341 slots moved |" in as_markdown(content)
 
 
 def test_the_only_region_cannot_be_lost() -> None:

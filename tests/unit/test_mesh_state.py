@@ -16,6 +16,7 @@ import pytest
 from cells.settings import read_settings
 from control.mesh import binaries, components, processes, settings, state
 from control.mesh.errors import MeshBusy, MeshMismatch, MissingComponent, UnknownProcess
+from control.mesh.mounts import covered_below
 from control.mesh.options import MeshOptions
 from control.mesh.processes import Identity
 from control.mesh.state import MeshState, ProcessRecord
@@ -287,3 +288,25 @@ def test_keys_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
     keys = list((tmp_path / "tls").glob("*.key"))
     assert {key.name for key in keys} >= {"client.key", "operator.key", "edge.key", "cell-a.key"}
     assert {key.stat().st_mode & 0o777 for key in keys} == {0o600}
+
+
+def test_a_process_that_has_no_environment_yet_is_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The kernel loads a program before its environment: for a moment there is none."""
+    mark = f"{processes.OWNER_VARIABLE}={tmp_path}".encode()
+    answers = iter([b"", b"", b"HOME=/\0" + mark + b"\0"])
+    monkeypatch.setattr(processes, "_living", lambda: [Identity(1, "x")])
+    monkeypatch.setattr(processes, "_read", lambda pid, name: next(answers))
+    monkeypatch.setattr(processes, "_link", lambda pid, name: "/bin/server")
+    assert processes.strays_of(tmp_path) == [Identity(1, "x")]
+
+
+def test_only_a_drills_mounts_below_this_directory_are_ours() -> None:
+    lines = [
+        "proc /proc proc rw 0 0",
+        "cellpay-drill /tmp/a\\040mesh/nats/data tmpfs rw,size=9k 0 0",
+        "cellpay-drill /tmp/another/nats/data tmpfs rw 0 0",
+        "tmpfs /tmp/a\\040mesh/other tmpfs rw 0 0",
+    ]
+    assert covered_below(Path("/tmp/a mesh"), lines) == [Path("/tmp/a mesh/nats/data")]

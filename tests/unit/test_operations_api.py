@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from cellpay.control.v1 import control_pb2 as pb
 from cellpay.control.v1 import operations_pb2 as ops_pb
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from control.audit import list_audit
 from control.operations.api import OperationsService
 from control.operations.model import Operation, Step
 from control.operations.runner import Runner
-from control.operations.waves import Figures
 from control.service import ControlService
 from control.view import LiveCell, View
 from control.xds.server import XdsServer
@@ -24,6 +24,7 @@ from router.slots import SlotRange
 from router.store.memory import MemoryStore
 from router.store.model import (
     DECLARED_CELLS_PREFIX,
+    FAILOVER_HOLDS_PREFIX,
     HELD_CELLS_PREFIX,
     OPEN_OPERATIONS_PREFIX,
     OPERATIONS_PREFIX,
@@ -61,9 +62,7 @@ class Desk:
         self.control = ControlService(store, self.view, XdsServer())
         self.operations: OperationsService = self.control.operations()
         parts = Parts()
-        self.runner = Runner(
-            store, parts, parts, known=self.view.known, figures=lambda _: Figures()
-        )
+        self.runner = Runner(store, parts, parts, known=self.view.known)
 
     async def look(self) -> None:
         item = await self.store.get(SLOT_MAP_KEY)
@@ -272,6 +271,48 @@ async def test_cells_are_added_changed_removed_and_added_again(desk: Desk) -> No
     assert removed is not None
     assert json.loads(removed.value)["removed"]
     assert (await declare(desk, cell="c", region="west")).region == "west"
+
+
+async def test_a_cell_that_owns_nothing_is_removed_all_the_same(desk: Desk) -> None:
+    """One that was just added, or drained before."""
+    await declare(desk, cell="d", region="south")
+    desk.view.declared["d"] = "south"
+    operation = await desk.start(kind=pb.Operation.KIND_REMOVE, cell="d")
+    ended = await desk.run(operation.operation_id)
+    assert (ended.step, ended.moved) == (Step.DONE, ())
+    item = await desk.store.get(DECLARED_CELLS_PREFIX + "d")
+    assert item is not None
+    assert json.loads(item.value)["removed"]
+
+
+async def test_a_mask_changes_one_limit_and_leaves_the_other(desk: Desk) -> None:
+    await declare(desk, cell="c", region="south", capacity=500, surge=9)
+    surge = FieldMask(paths=["surge"])
+    changed = await declare(desk, cell="c", surge=7, update_mask=surge)
+    assert (changed.capacity, changed.surge) == (500, 7)
+    lifted = await declare(desk, cell="c", update_mask=FieldMask(paths=["capacity"]))
+    assert (lifted.capacity, lifted.surge) == (0, 7)
+    wrong = declare(desk, cell="c", update_mask=FieldMask(paths=["region"]))
+    assert await refused(wrong) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
+
+
+async def test_an_aborted_failover_is_held_down_as_asked_and_released(desk: Desk) -> None:
+    for hold, held in ((None, True), (0, False)):
+        operation = await desk.start(kind=pb.Operation.KIND_FAILOVER, cell="c")
+        request = ops_pb.AbortOperationRequest(
+            operation_id=operation.operation_id, reason="r", hold_s=hold
+        )
+        await desk.operations.AbortOperation(request, OPERATOR)
+        assert bool((await desk.store.list(FAILOVER_HOLDS_PREFIX)).items) == held
+        release = ops_pb.ReleaseFailoverRequest(cell="c", reason="r")
+        if held:
+            await desk.operations.ReleaseFailover(release, OPERATOR)
+    assert await refused(desk.operations.ReleaseFailover(release, OPERATOR)) == (
+        "FAILED_PRECONDITION", "NOT_HELD_DOWN",
+    )  # fmt: skip
+    request = ops_pb.AbortOperationRequest(operation_id="op-x", reason="r", hold_s=-1)
+    wrong = desk.operations.AbortOperation(request, OPERATOR)
+    assert await refused(wrong) == ("INVALID_ARGUMENT", "INVALID_REQUEST")
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,24 @@ async def test_calls_that_stand_while_none_ends_count_as_failed_at_every_look() 
 async def test_many_in_one_call_are_counted_one_by_one() -> None:
     tally = Tally()
     outcomes: list[object] = []
-    with tally.many(outcomes, 4):
+    with tally.many(outcomes, [False, True, False, True]):
         outcomes += ["paid", refusal("UNAVAILABLE"), refusal("FAILED_PRECONDITION"), "paid"]
     assert (tally.ok, tally.failed, sum(tally.buckets)) == (3, 1, 4)
+    new = tally.newcomers
+    assert (new.ok, new.failed, sum(new.buckets)) == (1, 1, 2)
+
+
+async def test_calls_to_slots_that_came_last_are_counted_by_themselves_too() -> None:
+    tally = Tally()
+
+    async def behaviour(request: Any, context: Any) -> None:
+        if request == "moved, broken":
+            raise refusal("UNAVAILABLE")
+
+    watched = tally.watch(behaviour, lambda request: request.startswith("moved"))
+    for request in ("old", "moved", "old"):
+        await watched(request, Context())
+    with pytest.raises(Refusal):
+        await watched("moved, broken", Context())
+    assert (tally.ok, tally.failed) == (3, 1)
+    assert (tally.newcomers.ok, tally.newcomers.failed) == (1, 1)

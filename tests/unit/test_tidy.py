@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("cells", "router", "control", "tests")
+FOLDERS = ("banks", "cells", "router", "control", "tests")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
 # The design's words, and what not to say instead.
@@ -44,14 +44,13 @@ def test_a_file_has_a_telling_name_a_docstring_and_an_end(path: Path) -> None:
             assert not re.search(word, text, re.IGNORECASE), f"say {instead}"
 
 
-PAGES = ["architecture.md", "routing.md", "access.md", "control-plane.md"]
+PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page}" for page in PAGES)])
+@pytest.mark.parametrize("page", ["README.md", *PAGES])
 def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
     path = ROOT / page
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
-    assert links
     for link in links:
         assert link.startswith("http") or (path.parent / link).exists(), link
 

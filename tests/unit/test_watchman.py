@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from control.health import Watchman
+from control.operations.holding import Hold, hold_down, release
 from control.operations.model import Gate, Operation, OperationKind, Step
-from control.operations.service import start_operation
+from control.operations.service import abort_operation, start_operation
 from control.operations.steps import Wish
 from control.verdicts import FailoverPolicy, Held, Pulse
 from control.view import LiveCell, View
@@ -18,6 +19,7 @@ from router.slotmap import SlotMap
 from router.slots import SlotRange
 from router.store.memory import MemoryStore
 from router.store.model import (
+    FAILOVER_HOLDS_PREFIX,
     FAILOVER_POLICY_KEY,
     HELD_CELLS_PREFIX,
     OPERATIONS_PREFIX,
@@ -127,3 +129,42 @@ async def test_a_gradual_move_makes_way_for_a_failover(store: MemoryStore) -> No
     steps = {each.operation_id: each.step for each in await watch.look()}
     assert steps.pop(gradual.operation_id) == Step.PAUSED
     assert list(steps.values()) == [Step.PLANNED]
+
+
+async def test_an_aborted_failover_does_not_begin_again_until_it_is_released(
+    store: MemoryStore,
+) -> None:
+    watch = Watch(store, live="ac")
+    (first,) = await watch.look()
+    await abort_operation(store, first.operation_id, "ann", "it is only the lease", 600)
+    (key,) = (await store.list(FAILOVER_HOLDS_PREFIX)).items
+    assert key == FAILOVER_HOLDS_PREFIX + "b"
+    # This controller has not heard of it: the commit finds it all the same.
+    with pytest.raises(Refusal) as caught:
+        await watch.look()
+    assert caught.value.reason == "MAP_CHANGED"
+    watch.view.held_down = {"b": Hold("ann", "it is only the lease", first.operation_id, 600)}
+    assert [each.step for each in await watch.look()] == [Step.ABORTED]
+    await release(store, "b", "ann", "it is dead after all")
+    watch.view.held_down = {}
+    steps = [each.step for each in await watch.look()]
+    assert sorted(steps) == [Step.ABORTED, Step.PLANNED]
+    with pytest.raises(Refusal) as caught:
+        await release(store, "b", "ann", "again")
+    assert caught.value.reason == "NOT_HELD_DOWN"
+
+
+async def test_a_hold_ends_with_its_time_and_a_refused_abort_leaves_none(
+    store: MemoryStore,
+) -> None:
+    watch = Watch(store, live="ac")
+    (first,) = await watch.look()
+    lease = await hold_down(store, ["b"], Hold("ann", "r", first.operation_id, 600))
+    await abort_operation(store, first.operation_id, "bob", "r", 600)
+    (item,) = (await store.list(FAILOVER_HOLDS_PREFIX)).items.values()
+    assert Hold.from_json(item.value).actor == "ann", "the first one stays"
+    await lease.revoke()
+    assert len(await watch.look()) == 2
+    with pytest.raises(Refusal):
+        await abort_operation(store, first.operation_id, "ann", "it has ended", 600)
+    assert not (await store.list(FAILOVER_HOLDS_PREFIX)).items

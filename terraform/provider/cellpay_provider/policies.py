@@ -29,7 +29,7 @@ except ImportError:
     # A control plane of before the policies' service: it has the failover policy alone.
     policies_pb2 = policies_pb2_grpc = None
 
-_KINDS = ("traffic", "breakers", "degradation", "limits")
+_KINDS = ("traffic", "breakers", "degradation", "limits", "channels", "choice")
 
 
 class Document(NormalizedJson):

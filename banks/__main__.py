@@ -1,0 +1,5 @@
+"""`python -m banks SETTINGS.json`."""
+
+from banks.serve import main
+
+main()

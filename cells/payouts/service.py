@@ -1,0 +1,111 @@
+"""PayoutsService: proto to model and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cellpay.payouts.v1 import payouts_pb2 as pb
+from cellpay.payouts.v1 import payouts_pb2_grpc
+from sqlalchemy import select
+
+from cells.answers import not_found
+from cells.channels.desk import Desk
+from cells.charges.service import own_instrument
+from cells.ledger.model import Reason
+from cells.payouts.model import Payout, PayoutState
+from cells.payouts.rules import CreatePayout
+from cells.payouts.tables import PAYOUTS, payouts
+from cells.reading import ReadEngine, fetch, fetch_row
+from cells.replica import staleness_of
+from cells.requests import (
+    Checker,
+    idempotency_of,
+    masked,
+    money,
+    page_start,
+    page_token,
+    timeout_of,
+    timestamp,
+)
+from router.ids import Kind, slot_of_id
+from router.minting import mint_now
+from router.slots import slot_of_user
+
+_STATES_OUT = {
+    PayoutState.HELD: pb.Payout.STATE_PENDING,
+    PayoutState.SENDING: pb.Payout.STATE_PENDING,
+    PayoutState.PAID: pb.Payout.STATE_PAID,
+    PayoutState.FAILED: pb.Payout.STATE_FAILED,
+    PayoutState.RETURNED: pb.Payout.STATE_RETURNED,
+}
+_WITH_REASON = (PayoutState.FAILED, PayoutState.RETURNED)
+
+
+def payout_message(payout: Payout) -> pb.Payout:
+    return pb.Payout(
+        payout_id=payout.payout_id,
+        user_id=payout.user_id,
+        instrument_id=payout.instrument_id,
+        amount=money(payout.currency, payout.amount),
+        state=_STATES_OUT[PayoutState(payout.state)],
+        failure_reason=payout.reason if payout.state in _WITH_REASON else "",
+        description=payout.description,
+        create_time=timestamp(payout.created_at),
+    )
+
+
+class PayoutsService(payouts_pb2_grpc.PayoutsServiceServicer):
+    def __init__(self, engine: ReadEngine, desk: Desk) -> None:
+        self._engine = engine
+        self._desk = desk
+
+    async def CreatePayout(self, request: pb.CreatePayoutRequest, context: Any) -> pb.Payout:
+        check = Checker()
+        user_id = check.name("user_id", request.user_id)
+        instrument_id = check.identifier("instrument_id", request.instrument_id, Kind.INSTRUMENT)
+        amount = check.amount("amount", request.amount)
+        description = check.text("description", request.description)
+        idempotency = idempotency_of(check, "CreatePayout", request)
+        check.done()
+        await own_instrument(self._desk, instrument_id, user_id)
+        slot = slot_of_user(user_id)
+        command = CreatePayout(
+            slot, mint_now(Kind.PAYOUT, slot), user_id, instrument_id, amount,
+            request.amount.currency, description, idempotency,
+        )  # fmt: skip
+        return payout_message(await self._desk.paying.create(command, timeout_of(context)))
+
+    async def GetPayout(self, request: pb.GetPayoutRequest, context: Any) -> pb.Payout:
+        check = Checker()
+        identifier = check.identifier("payout_id", request.payout_id, Kind.PAYOUT)
+        check.done()
+        payout = await fetch_row(
+            self._engine, PAYOUTS, slot_of_id(identifier), identifier, staleness_of(context)
+        )
+        if payout is None:
+            raise not_found(Reason.PAYOUT_NOT_FOUND, "payout")
+        return masked(payout_message(payout), request.read_mask)
+
+    async def ListPayouts(
+        self, request: pb.ListPayoutsRequest, context: Any
+    ) -> pb.ListPayoutsResponse:
+        check = Checker()
+        user_id = check.name("user_id", request.user_id)
+        size = check.page_size(request.page_size)
+        start = page_start(check, request.page_token, 1)
+        check.done()
+        statement = (
+            select(*(payouts.c[name] for name in PAYOUTS.fields))
+            .where(payouts.c.slot == slot_of_user(user_id), payouts.c.user_id == user_id)
+            .order_by(payouts.c.payout_id.desc())
+            .limit(size + 1)
+        )
+        if start:
+            statement = statement.where(payouts.c.payout_id < start[0])
+        found = await fetch(self._engine, statement, staleness_of(context))
+        rows = [Payout(*row) for row in found]
+        listed = rows[:size]
+        return pb.ListPayoutsResponse(
+            payouts=[payout_message(payout) for payout in listed],
+            next_page_token=page_token([listed[-1].payout_id]) if len(rows) > size else "",
+        )

@@ -1,0 +1,176 @@
+"""The canonical form, the header, and the rules of keys and time. Pure.
+
+    CELLPAY1
+    <algorithm>
+    <key id>
+    <timestamp>
+    <nonce>
+    <method>
+    <host>
+    <target>
+    <content type>
+    <user id>
+    <digest of the body, hexadecimal in lower case>
+
+Lines end with LF, the last one too; the host is in lower case. No value may hold a control
+character, so no value can pretend to be two; every line is always there, so nothing can be left out
+of a signature by leaving it out of a list. A response has lines of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+
+from router.signing.model import Algorithm, Claims, Key, Reason, Refused, SignedMessage, Window
+
+SCHEME = "CELLPAY1"
+_HEADER_MAX = 4096
+_VALUE_MAX = 8192
+_PRINTABLE = re.compile(r"[\x20-\x7e]*")
+_METHOD = re.compile(r"[A-Z]{1,16}")
+_TARGET = re.compile(r"/[\x21\x22\x24-\x7e]*")
+_NONCE = re.compile(r"[A-Za-z0-9_-]{16,64}")
+_KEY_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+# Without leading zeros: one number has one text.
+_TIMESTAMP = re.compile(r"[1-9][0-9]{0,11}")
+_PARAMETER = re.compile(r"([a-z]+)=\"([^\"\\]*)\"")
+_NAMES = ("key", "algorithm", "timestamp", "nonce", "signature")
+
+
+class Malformed(ValueError):
+    """It has no canonical form, or the header is not one of ours. Never quotes what it is of."""
+
+
+def canonical(message: SignedMessage, claims: Claims, digest: bytes) -> bytes:
+    """What is signed. `digest`: of the body, by the algorithm's hash. Raises Malformed."""
+    _require(_METHOD, message.method, "the method")
+    _require(_TARGET, message.target, "the target")
+    for what, value in (("the host", message.host), ("the content type", message.content_type)):
+        _require(_PRINTABLE, value, what)
+    if not message.user_id.isprintable() or len(message.user_id) > _VALUE_MAX:
+        raise Malformed("the user ID has no canonical form")
+    _check_claims(claims)
+    return _lines(
+        SCHEME,
+        claims.algorithm,
+        claims.key_id,
+        str(claims.timestamp),
+        claims.nonce,
+        message.method,
+        message.host.lower(),
+        message.target,
+        message.content_type,
+        message.user_id,
+        digest.hex(),
+    )
+
+
+def canonical_response(
+    claims: Claims, request_nonce: str, status: int, content_type: str, digest: bytes
+) -> bytes:
+    """What we sign of an answer, or of a webhook (with the event's ID for `request_nonce`): it
+    answers this request and no other."""
+    _require(_NONCE, request_nonce, "the request's nonce")
+    _require(_PRINTABLE, content_type, "the content type")
+    _check_claims(claims)
+    return _lines(
+        f"{SCHEME}-RESPONSE",
+        claims.algorithm,
+        claims.key_id,
+        str(claims.timestamp),
+        claims.nonce,
+        request_nonce,
+        str(status),
+        content_type,
+        digest.hex(),
+    )
+
+
+def _lines(*values: str) -> bytes:
+    return "".join(f"{value}\n" for value in values).encode()
+
+
+def _require(pattern: re.Pattern[str], value: str, what: str) -> None:
+    if len(value) > _VALUE_MAX or not pattern.fullmatch(value):
+        raise Malformed(f"{what} has no canonical form")
+
+
+def _check_claims(claims: Claims) -> None:
+    _require(_KEY_ID, claims.key_id, "the key's ID")
+    _require(_NONCE, claims.nonce, "the nonce")
+    _require(_TIMESTAMP, str(claims.timestamp), "the timestamp")
+
+
+def header(claims: Claims) -> str:
+    """The value of `authorization`."""
+    _check_claims(claims)
+    signature = base64.b64encode(claims.signature).decode("ascii")
+    values = (claims.key_id, claims.algorithm, str(claims.timestamp), claims.nonce, signature)
+    pairs = zip(_NAMES, values, strict=True)
+    return f"{SCHEME} " + ",".join(f'{name}="{value}"' for name, value in pairs)
+
+
+def read_header(text: str) -> Claims:
+    """Raises Malformed. One request has one text: what another reader might take for something
+    else is refused."""
+    scheme, _, rest = text.partition(" ")
+    if len(text) > _HEADER_MAX or scheme != SCHEME:
+        raise Malformed(f"the header is none of {SCHEME}")
+    found: dict[str, str] = {}
+    for part in rest.split(","):
+        match = _PARAMETER.fullmatch(part)
+        if match is None or match[1] in found or match[1] not in _NAMES:
+            raise Malformed("the header's parameters are not what they must be")
+        found[match[1]] = match[2]
+    if len(found) != len(_NAMES):
+        raise Malformed("the header lacks a parameter")
+    _require(_TIMESTAMP, found["timestamp"], "the timestamp")
+    if found["algorithm"] not in set(Algorithm):
+        raise Malformed("the algorithm is none that is known here")
+    claims = Claims(
+        found["key"],
+        Algorithm(found["algorithm"]),
+        int(found["timestamp"]),
+        found["nonce"],
+        _signature(found["signature"]),
+    )
+    _check_claims(claims)
+    return claims
+
+
+def _signature(text: str) -> bytes:
+    try:
+        data = base64.b64decode(text.encode("ascii"), validate=True)
+    except (binascii.Error, ValueError):
+        raise Malformed("the signature is not in base 64") from None
+    if not data or base64.b64encode(data).decode("ascii") != text:
+        raise Malformed("the signature is not in base 64 as it must be")
+    return data
+
+
+def judge(claims: Claims, keys: Mapping[str, Key], now: int, window: Window) -> Key | Refused:
+    """The key whose signature it must be, or why none can be right. `now`: the verifier's clock."""
+    key = keys.get(claims.key_id)
+    if key is None:
+        return Refused(Reason.KEY_UNKNOWN, "there is no such key")
+    if key.revoked:
+        return Refused(Reason.KEY_REVOKED, "the key was revoked")
+    if now < key.not_before:
+        return Refused(Reason.KEY_NOT_YET_VALID, "the key is not valid yet")
+    if key.not_after and now >= key.not_after:
+        return Refused(Reason.KEY_EXPIRED, "the key has expired")
+    if claims.algorithm != key.algorithm:
+        return Refused(Reason.ALGORITHM_MISMATCH, "the key is for another algorithm")
+    if claims.timestamp >= now + window.ahead_max_s:
+        return Refused(Reason.TIMESTAMP_AHEAD, "the timestamp lies in the future")
+    if claims.timestamp <= now - window.old_max_s:
+        return Refused(Reason.TIMESTAMP_STALE, "the timestamp is too old")
+    return key
+
+
+def remember_until(claims: Claims, window: Window) -> int:
+    """The moment from which `judge` refuses the timestamp by itself."""
+    return claims.timestamp + window.old_max_s

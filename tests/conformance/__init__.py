@@ -1,0 +1,1 @@
+"""Every adapter of a kind of bank, against that kind's simulator."""
