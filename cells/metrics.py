@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+import aiohttp
 import structlog
 from prometheus_client.metrics_core import Metric
 from sqlalchemy import text
@@ -18,12 +19,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from cells.ledger.worker import Lanes
 from cells.policing import Policing
 from router.guard import SlotsHere
-from router.metrics import counter, gauge
+from router.metrics import Calls, Metrics, Source, counter, gauge, merged
+from router.probes import Probes
 
 log = structlog.get_logger(__name__)
 
 _BUSINESS_AGE_S = 5.0
 _BUSINESS_WAIT_S = 2.0
+_SIBLING_TIMEOUT = aiohttp.ClientTimeout(total=1.0)
 _BREAKER = {"closed": 0, "half_open": 1, "open": 2}
 # Of all slots that this cell owns. Each reads a partial index of what is open.
 _QUERIES: Mapping[str, tuple[str, str]] = {
@@ -57,7 +60,7 @@ class CellMetrics:
     """One process's. Those of the database belong to the first process of a cell."""
 
     def __init__(self, here: SlotsHere, lanes: Lanes, policing: Policing) -> None:
-        self._here = here
+        self.here = here
         self._lanes = lanes
         self._policing = policing
 
@@ -80,12 +83,8 @@ class CellMetrics:
             "Commands that wait for a group.",
             [((), sum(lane.waiting for lane in self._lanes.lanes))],
         )
-        yield gauge(
-            "cellpay_slots_owned", "Slots at home here.", [((), len(self._here.owned()))]
-        )
-        yield gauge(
-            "cellpay_degradation_level", "0 to 3.", [((), self._policing.level)]
-        )
+        yield gauge("cellpay_slots_owned", "Slots at home here.", [((), len(self.here.owned()))])
+        yield gauge("cellpay_degradation_level", "0 to 3.", [((), self._policing.level)])
         yield gauge(
             "cellpay_breaker_state",
             "0 closed, 1 half open, 2 open.",
@@ -138,11 +137,44 @@ class BusinessMetrics:
         yield gauge("cellpay_business_metrics_up", "Whether the database was asked.", [((), up)])
 
 
-def page_of(
-    render: Callable[[], str], business: BusinessMetrics
-) -> Callable[[], Awaitable[str]]:
-    async def page() -> str:
-        await business.refresh()
-        return render()
+class Telling:
+    """All that a process of a cell tells whoever asks: probes, and the page of metrics.
 
-    return page
+    The first process asks the others, so that one address has all of the cell's.
+    """
+
+    def __init__(
+        self,
+        watched: CellMetrics,
+        calls: Calls,
+        business: BusinessMetrics | None,
+        siblings: Callable[[], Mapping[str, str]],
+    ) -> None:
+        """`siblings`: process → host:port of its own page."""
+        self._business = business
+        self._siblings = siblings
+        sources: list[Source] = [calls, watched]
+        if business is not None:
+            sources.append(business)
+        self._metrics = Metrics(*sources)
+        self.probes = Probes(watched.here.takes_work, self.page)
+
+    async def page(self) -> str:
+        if self._business is None:
+            return self._metrics.render()
+        await self._business.refresh()
+        others = self._siblings()
+        pages = await asyncio.gather(*(_page_at(address) for address in others.values()))
+        return merged([("0", self._metrics.render()), *zip(others, pages, strict=True)])
+
+
+async def _page_at(address: str) -> str:
+    """Empty when that process does not answer: it is starting, or ending."""
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=_SIBLING_TIMEOUT) as client,
+            client.get(f"http://{address}/metrics") as answer,
+        ):
+            return await answer.text()
+    except (aiohttp.ClientError, TimeoutError):
+        return ""

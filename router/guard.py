@@ -317,9 +317,9 @@ def _answering(
             code = "CANCELLED"
             raise
         except tuple(faults) as error:
-            refusal = faults[type(error)](error)
-            code = refusal.code.name
-            await abort(context, refusal)
+            heard = faults[type(error)](error)
+            code = heard.code.name
+            await abort(context, heard)
         except Exception:
             code = "INTERNAL"
             log.exception("a request failed", method=name)

@@ -94,7 +94,7 @@ def merged(texts: Sequence[tuple[str, str]]) -> str:
             for sample in family.samples:
                 whole.samples.append(sample._replace(labels={**sample.labels, "process": process}))
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Adapter([lambda: families.values()]))
+    registry.register(_Adapter([families.values]))
     return generate_latest(registry).decode("utf-8")
 
 

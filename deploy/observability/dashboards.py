@@ -23,7 +23,12 @@ MESH: Sequence[Panel] = (
     (
         "Payments a second, by cell",
         "reqps",
-        [("{{cell}}", f"sum by (cell) (rate(cellpay_request_duration_seconds_count{{{_PAY}}}[1m]))")],
+        [
+            (
+                "{{cell}}",
+                f"sum by (cell) (rate(cellpay_request_duration_seconds_count{{{_PAY}}}[1m]))",
+            )
+        ],
     ),
     (
         "Payments that fail, by cell",

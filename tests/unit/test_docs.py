@@ -1,4 +1,4 @@
-"""What the docs tell people to type exists: every `cellctl` command and option, every make target."""
+"""What the docs tell people to type exists: `cellctl` commands and options, make targets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from typer.main import get_command
 from control.cellctl.main import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "deploy").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "deploy").rglob("*.md")),
+]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 # Taken by cellctl before the command is parsed (control/cellctl/acting.py).
 ANYWHERE = {"--as", "--approval", "--break-glass"}
@@ -27,8 +31,7 @@ def _typed(page: Path) -> Iterator[str]:
         for line in block.replace("\\\n", " ").splitlines():
             yield line.split("#")[0].strip().removeprefix("$ ")
     without = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    for code in re.findall(r"`([^`\n]+)`", without):
-        yield code
+    yield from re.findall(r"`([^`\n]+)`", without)
 
 
 COMMANDS = [

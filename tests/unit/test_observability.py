@@ -18,7 +18,8 @@ FOLDER = ROOT / "deploy" / "observability"
 RULES = FOLDER / "prometheus" / "rules.yaml"
 NAMES = re.compile(r"\bcellpay_[a-z_0-9]+")
 promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="promtool is not here (Debian: apt-get install prometheus)"
+    shutil.which("promtool") is None,
+    reason="promtool is not here (Debian: apt-get install prometheus)",
 )
 
 
@@ -30,7 +31,9 @@ def _run(*arguments: str) -> None:
 
 
 def _rules() -> list[dict[str, Any]]:
-    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    return [
+        rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]
+    ]
 
 
 def _dashboards() -> Any:
@@ -52,7 +55,10 @@ def test_alerts_fire_when_they_should_and_keep_quiet_when_not() -> None:
 def test_every_alert_is_tested_and_leads_to_a_runbook() -> None:
     tests = yaml.safe_load((RULES.parent / "rules_test.yaml").read_text())["tests"]
     tested = {
-        item["alertname"] for test in tests for item in test["alert_rule_test"] if item["exp_alerts"]
+        item["alertname"]
+        for test in tests
+        for item in test["alert_rule_test"]
+        if item["exp_alerts"]
     }
     alerts = {rule["alert"]: rule for rule in _rules() if "alert" in rule}
     assert tested == set(alerts)
