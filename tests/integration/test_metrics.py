@@ -85,8 +85,8 @@ async def test_the_configuration_that_cellctl_prints_is_prometheus_own(
     if promtool := shutil.which("promtool"):
         path = tmp_path / "prometheus.yaml"
         path.write_text(done.stdout)
-        checked = subprocess.run(
-            [promtool, "check", "config", "--syntax-only", str(path)],
+        checked = await asyncio.to_thread(
+            subprocess.run, [promtool, "check", "config", "--syntax-only", str(path)],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert checked.returncode == 0, checked.stdout + checked.stderr
