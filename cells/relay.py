@@ -29,8 +29,9 @@ from cells.reading import ReadEngine
 from cells.settings import CellSettings, LaneSettings, read_settings
 from router.client import CallPolicy, TlsFiles, connect
 from router.logs import configure_logs
+from router.metrics import Metrics
 from router.policies.model import Dependency, Feature, Mode
-from router.probes import serve_probes
+from router.probes import Probes
 from router.store.etcd import connect_etcd
 
 log = structlog.get_logger(__name__)
@@ -83,7 +84,8 @@ async def relay(settings: CellSettings) -> None:
                 for runner in lanes.runners():
                     group.create_task(runner())
                 # It has nothing to be ready for: it takes what there is when there is something.
-                group.create_task(serve_probes(settings.relay_probe_listen, lambda: True))
+                probes = Probes(lambda: True, _page)
+                group.create_task(probes.run(settings.relay_probe_listen))
                 group.create_task(policing.run())
                 group.create_task(policing.follow_cell())
                 group.create_task(outbox.run())
@@ -95,6 +97,11 @@ async def relay(settings: CellSettings) -> None:
         await store.close()
         await lane_engine.dispose()
         await engine.dispose()
+
+
+async def _page() -> str:
+    """Its own use of the machine; how far it is behind the cell's first process tells."""
+    return Metrics().render()
 
 
 def _may_deliver(policing: Policing, *dependencies: Dependency) -> bool:

@@ -44,6 +44,7 @@ from cells.health import Reporter
 from cells.ledger.book import MoneyBroken
 from cells.ledger.worker import Lanes
 from cells.membership import Membership
+from cells.metrics import BusinessMetrics, CellMetrics, Telling
 from cells.notifications.service import NotificationsService
 from cells.orders.service import OrdersService
 from cells.payments.refunding import Refunding
@@ -67,8 +68,8 @@ from router.admission.gate import Admission
 from router.client import CallPolicy, Mesh, connect
 from router.guard import GuardedServer, SlotsHere
 from router.logs import configure_logs
+from router.metrics import Calls
 from router.policies.model import Dependency, Feature, Mode
-from router.probes import serve_probes
 from router.standard import add_standard_services
 from router.store.etcd import connect_etcd
 from router.store.model import Store
@@ -131,13 +132,22 @@ class Role:
         return f"{cell}-1" if self.is_first else f"{cell}-worker-{os.getpid()}"
 
 
+@dataclass(frozen=True, slots=True)
+class Guarding:
+    """What stands before a cell's services, in each of its servers."""
+
+    here: SlotsHere
+    admission: Admission
+    tally: Tally
+    calls: Calls
+
+
 async def serve(settings: CellSettings, role: Role) -> None:
     """Runs until SIGTERM; raises when it must stop (a broken money invariant)."""
     here = SlotsHere(settings.cell)
     lane_engine, read_engine = _engines(settings)
     lanes = Lanes(lane_engine, settings.cell, settings.lanes)
     store = connect_etcd(settings.etcd, settings.etcd_tls)
-    tally = Tally()
     policing, choosing = _policing(store, settings, role, lanes)
     # A cell is called itself, so it does not retry: recovery and its own callers do (pitfall 24).
     inner = CallPolicy(retries=False, timeout_s=settings.transfers.branch_call_timeout_s)
@@ -148,15 +158,24 @@ async def serve(settings: CellSettings, role: Role) -> None:
         recovery = Recovery(read_engine, here, coordinator, refunding, settings.transfers)
         vault = Vault(lanes, read_engine, open_kms(settings.vault.keystore))
         banking = Banking(settings, lanes, read_engine, here, vault, policing, choosing, mesh)
+        guarding = Guarding(here, policing.admission, Tally(), Calls())
         health_servicer = health.aio.HealthServicer()
         services = _services(
-            lanes, read_engine, here, tally, coordinator, refunding, recovery, vault, settings
+            lanes,
+            read_engine,
+            here,
+            guarding.tally,
+            coordinator,
+            refunding,
+            recovery,
+            vault,
+            settings,
         )
         listen = settings.listen if role.is_first else _any_port(settings.listen)
         servers, address = _listen(
             settings,
             listen,
-            (here, policing.admission, tally),
+            guarding,
             health_servicer,
             [*services, *banking.services()],
         )
@@ -168,15 +187,16 @@ async def serve(settings: CellSettings, role: Role) -> None:
         membership = _membership(
             settings, store, here, incarnation, lambda: [address, *workers.addresses], gains
         )
+        telling = _telling(lanes, policing, read_engine, guarding, workers, role)
         try:
             async with asyncio.TaskGroup() as group:
                 _run_in(group, lanes, branches, read_engine, policing, choosing, banking, role)
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
-                group.create_task(Reporter(store, settings, tally).run())
+                group.create_task(Reporter(store, settings, guarding.tally).run())
                 group.create_task(_until_terminated(servers, membership, workers, health_servicer))
                 if role.is_first:
-                    group.create_task(serve_probes(settings.probe_listen, here.takes_work))
+                    group.create_task(telling.probes.run(settings.probe_listen))
                     group.create_task(membership.keep_lease())
                     group.create_task(workers.run(membership.announce))
                     settlement = Settlement(
@@ -187,7 +207,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
                 else:
                     here.set_alive(False)
                     group.create_task(membership.follow_lease())
-                    group.create_task(_live_with_the_first(role, address))
+                    group.create_task(_live_with_the_first(settings, role, address, telling))
         except* _Terminated:
             log.info("the cell stops")
         finally:
@@ -272,7 +292,7 @@ def _any_port(listen: str) -> str:
 def _listen(
     settings: CellSettings,
     listen: str,
-    guarding: tuple[SlotsHere, Admission, Tally],
+    guarding: Guarding,
     health_servicer: Any,
     services: list[tuple[Callable[..., None], Any]],
 ) -> tuple[list[grpc.aio.Server], str]:
@@ -313,13 +333,33 @@ async def _start(servers: list[grpc.aio.Server], health_servicer: Any) -> None:
         await server.start()
 
 
-async def _live_with_the_first(role: Role, address: str) -> None:
-    """Tells the cell's first process where this one listens, and ends with it."""
-    with contextlib.suppress(BrokenPipeError):
-        os.write(role.tell, f"{address}\n".encode())
-        os.close(role.tell)
-        await until_parent_gone()
-    raise _Terminated
+def _telling(
+    lanes: Lanes,
+    policing: Policing,
+    engine: ReadEngine,
+    guarding: Guarding,
+    workers: Workers,
+    role: Role,
+) -> Telling:
+    watched = CellMetrics(guarding.here, lanes, policing)
+    business = BusinessMetrics(engine.primary, guarding.here) if role.is_first else None
+    return Telling(watched, guarding.calls, business, lambda: workers.probes)
+
+
+async def _live_with_the_first(
+    settings: CellSettings, role: Role, address: str, telling: Telling
+) -> None:
+    """Tells the cell's first process where this one listens and may be asked; ends with it."""
+    async with asyncio.TaskGroup() as group:
+        if settings.probe_listen:
+            group.create_task(telling.probes.run("127.0.0.1:0"))
+            while not telling.probes.address:
+                await asyncio.sleep(0.01)
+        with contextlib.suppress(BrokenPipeError):
+            os.write(role.tell, f"{address} {telling.probes.address}\n".encode())
+            os.close(role.tell)
+            await until_parent_gone()
+        raise _Terminated
 
 
 def _services(
@@ -368,14 +408,19 @@ def _services(
 
 
 def _server(
-    guarding: tuple[SlotsHere, Admission, Tally],
+    guarding: Guarding,
     health_servicer: Any,
     services: list[tuple[Callable[..., None], Any]],
 ) -> grpc.aio.Server:
     server = grpc.aio.server(options=_OPTIONS)
-    here, admission, tally = guarding
-    tallies = dict.fromkeys(_TALLIED, tally)
-    guarded = GuardedServer(server, here, _CALLERS, admission=admission, tallies=tallies)
+    guarded = GuardedServer(
+        server,
+        guarding.here,
+        _CALLERS,
+        admission=guarding.admission,
+        tallies=dict.fromkeys(_TALLIED, guarding.tally),
+        calls=guarding.calls,
+    )
     for add, service in services:
         add(service, guarded)
     add_standard_services(server, health_servicer, _SERVICES)

@@ -39,6 +39,8 @@ class Workers:
         self._count = count
         self._incarnation = incarnation
         self._addresses: dict[int, str] = {}
+        # Where each tells of itself (router/probes.py), by the process's number.
+        self.probes: dict[str, str] = {}
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._stopping = False
 
@@ -61,7 +63,9 @@ class Workers:
             process, address = self._start()
             self._processes[number] = process
             try:
-                self._addresses[number] = await address
+                self._addresses[number], _, probes = (await address).partition(" ")
+                if probes:
+                    self.probes[str(number)] = probes
                 failures = 0
                 await on_change()
                 await _gone(process)
@@ -69,6 +73,7 @@ class Workers:
                 log.error("a worker did not start", worker=number)
             finally:
                 await _end(process)
+                self.probes.pop(str(number), None)
                 if self._addresses.pop(number, None) is not None:
                     await on_change()
             if process.returncode == EXIT_MONEY_BROKEN:
@@ -94,7 +99,7 @@ class Workers:
         return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(writing,))
 
     def _start(self) -> tuple[subprocess.Popen[bytes], Awaitable[str]]:
-        """The process and, to be awaited, where it listens."""
+        """The process and, to be awaited, where it listens and where it tells of itself."""
         reading, writing = os.pipe()
         try:
             process = self._spawn(writing)

@@ -39,6 +39,7 @@ from control.drills.watching import Keeper
 from control.fencing import DATABASE_FAULTS, Fence, make_fence_engine
 from control.health import Watchman
 from control.leader import Leadership
+from control.metrics import control_page
 from control.operations.cells import GrpcCellCalls
 from control.operations.model import Step
 from control.operations.runner import Runner
@@ -60,7 +61,7 @@ from router.guard import GuardedServer, SlotsHere
 from router.identity import spiffe_id
 from router.logs import configure_logs
 from router.policies.follow import Follower, Reporter
-from router.probes import serve_probes
+from router.probes import Probes
 from router.slotmap import SlotMap
 from router.standard import add_standard_services
 from router.store.etcd import connect_etcd
@@ -151,7 +152,8 @@ async def serve(settings: ControllerSettings) -> None:
                 group.create_task(keeper.run())
             group.create_task(_run_operations(store, view, runner, leadership))
             group.create_task(_announce(health_servicer, view))
-            group.create_task(serve_probes(settings.probe_listen, lambda: view.known() is not None))
+            probes = Probes(lambda: view.known() is not None, control_page(view, xds, leadership))
+            group.create_task(probes.run(settings.probe_listen))
     except* _Terminated:
         log.info("the controller stops")
     finally:

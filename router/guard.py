@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from router.admission.gate import Admission
 from router.errors import Refusal, Violation, abort, bad_request
 from router.home import SlotFinder, find_method, home_field, is_bulk, slot_finder
 from router.identity import caller_of
+from router.metrics import Calls
 from router.slotmap import SlotMap
 from router.slots import SLOT_COUNT, SlotRange
 from router.tally import Tally
@@ -205,13 +207,15 @@ class GuardedServer:
         faults: Mapping[type[Exception], Callable[[Any], Refusal]] | None = None,
         admission: Admission | None = None,
         tallies: Mapping[str, Tally] | None = None,
+        calls: Calls | None = None,
     ) -> None:
         """`callers`: full service name → the only kinds of caller (SPIFFE path) that may call.
 
         `faults`: exceptions of outside systems → what the caller hears of them. `admission`: the
         policies' limits, before the slot is looked at. `tallies`: full service name → where its
-        calls are counted.
+        calls are counted. `calls`: where all are, for metrics.
         """
+        self._calls = calls or Calls()
         self._admission = admission
         self._server = server
         self._here = here
@@ -260,7 +264,7 @@ class GuardedServer:
             name_in_full = f"{service}/{name}"
             behaviour = self._admission.wrap(name_in_full, method.input_type, behaviour, bulk=bulk)
         behaviour = _answering(
-            f"{service}/{name}", self._callers.get(service), self._faults, behaviour
+            f"{service}/{name}", self._callers.get(service), self._faults, behaviour, self._calls
         )
         make = (
             grpc.stream_stream_rpc_method_handler
@@ -294,22 +298,30 @@ def _answering(
     callers: Sequence[str] | None,
     faults: Mapping[type[Exception], Callable[[Any], Refusal]],
     behaviour: Behaviour,
+    calls: Calls,
 ) -> Behaviour:
     """Turns refusals into statuses and faults into an INTERNAL that says nothing (pitfall 34)."""
 
     async def answer(request: Any, context: Any) -> Any:
+        began = time.perf_counter()
+        code = "OK"
         try:
             require_wellformed(request)
             if callers is not None:
                 _authorise(context, callers)
             return await behaviour(request, context)
         except Refusal as refusal:
+            code = refusal.code.name
             await abort(context, refusal)
         except (asyncio.CancelledError, grpc.aio.AbortError):
+            code = "CANCELLED"
             raise
         except tuple(faults) as error:
-            await abort(context, faults[type(error)](error))
+            heard = faults[type(error)](error)
+            code = heard.code.name
+            await abort(context, heard)
         except Exception:
+            code = "INTERNAL"
             log.exception("a request failed", method=name)
             await abort(
                 context,
@@ -319,6 +331,8 @@ def _answering(
                     "the cell failed; retry with the same idempotency key to learn the outcome",
                 ),
             )
+        finally:
+            calls.note(name, code, time.perf_counter() - began)
 
     return answer
 

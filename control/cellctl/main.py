@@ -43,6 +43,7 @@ from control.cellctl.plane import (
 )
 from control.cellctl.reconcile import app as reconcile_app
 from control.cellctl.route_decision import route_decision
+from control.cellctl.scrape import scrape_config
 from control.cellctl.session import NoMesh, Session
 from control.cellctl.show import (
     console,
@@ -73,6 +74,7 @@ app.add_typer(drill_app, name="drill")
 app.add_typer(reconcile_app, name="reconcile")
 app.add_typer(console_app, name="console")
 app.command()(watch)
+app.command()(scrape_config)
 app.add_typer(vault_app, name="vault")
 app.command()(route_decision)
 

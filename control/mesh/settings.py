@@ -149,6 +149,7 @@ def _controller(
     return {
         "name": _CONTROLLERS[process],
         "listen": state.address(process),
+        "probe_listen": state.probes_of(process),
         "database_url": state.database_url,
         "etcd": state.etcd_addresses,
         "etcd_tls": asdict(tls) if state.plane.etcd_tls else None,
@@ -170,6 +171,7 @@ def _cell(
         "cell": cell,
         "region": region_of(cell),
         "listen": state.address(f"cell-{cell}"),
+        "probe_listen": state.probes_of(f"cell-{cell}"),
         "database_url": state.database_url,
         "etcd": state.etcd_addresses,
         "etcd_tls": asdict(tls) if state.plane.etcd_tls else None,

@@ -106,6 +106,11 @@ class MeshState:
     def address(self, port_name: str) -> str:
         return f"{LOOPBACK}:{self.ports[port_name]}"
 
+    def probes_of(self, process: str) -> str:
+        """Where a process answers kubelets and Prometheus; empty in a mesh.json of before that."""
+        name = f"{process}.probes"
+        return self.address(name) if name in self.ports else ""
+
     @property
     def database_url(self) -> str:
         return f"postgresql+asyncpg://cellpay@{self.address('postgres')}/cellpay"
@@ -154,10 +159,11 @@ def port_names(cells: Iterable[str], plane: ControlPlane = ONE_OF_EACH) -> tuple
     names = ["etcd", "etcd.peer", "postgres", "nats", "control", "controller", "controller-2"]
     names += ["envoy", "envoy.admin", "envoy.http", "xds-fallback"]
     names += [name for name in plane.controller_names() if name not in names]
+    names += [f"{name}.probes" for name in plane.controller_names()]
     for name in plane.etcd_names():
         names += [name, f"{name}.peer", f"{name}.metrics"] if name != "etcd" else ["etcd.metrics"]
     for cell in cells:
-        names += [f"redis-{cell}", f"cell-{cell}"]
+        names += [f"redis-{cell}", f"cell-{cell}", f"cell-{cell}.probes"]
     return tuple(names)
 
 

@@ -1,0 +1,41 @@
+"""What a controller tells Prometheus: who leads, which cells live, what the xDS server is told."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+
+from prometheus_client.metrics_core import Metric
+
+from control.leader import Leadership
+from control.view import View
+from control.xds.server import XdsServer
+from router.metrics import Metrics, counter, gauge
+
+
+def control_page(
+    view: View, xds: XdsServer, leadership: Leadership
+) -> Callable[[], Awaitable[str]]:
+    def tell() -> Iterator[Metric]:
+        yield gauge("cellpay_leads", "1 for the controller that leads.", [((), leadership.leads)])
+        yield gauge(
+            "cellpay_cell_lives",
+            "1 for a declared cell that holds its lease.",
+            [((cell,), float(cell in view.live)) for cell in sorted(view.declared)],
+            labels=("of",),
+        )
+        subscribers = xds.subscribers()
+        yield gauge(
+            "cellpay_xds_subscribers", "Streams of this xDS server.", [((), len(subscribers))]
+        )
+        yield counter(
+            "cellpay_xds_nacks",
+            "Configurations that a subscriber has refused (pitfall 30).",
+            [((), sum(item.nacks for item in subscribers))],
+        )
+
+    metrics = Metrics(tell)
+
+    async def page() -> str:
+        return metrics.render()
+
+    return page
