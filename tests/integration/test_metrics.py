@@ -38,8 +38,14 @@ def _sum(text: str, name: str, **labels: str) -> float:
 
 
 async def _of_all_cells(session: Session) -> list[str]:
+    """A page a cell, with both of its processes: the second comes up after the mesh is ready."""
     addresses = [session.state.probes_of(f"cell-{cell}") for cell in session.state.cells]
-    return list(await asyncio.gather(*map(_page, addresses)))
+    async with asyncio.timeout(60):
+        while True:
+            pages = list(await asyncio.gather(*map(_page, addresses)))
+            if all(_sum(page, "cellpay_slots_owned", process="1") for page in pages):
+                return pages
+            await asyncio.sleep(0.2)
 
 
 async def test_a_payment_is_counted_in_the_process_that_made_it(
