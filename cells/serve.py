@@ -171,14 +171,9 @@ async def serve(settings: CellSettings, role: Role) -> None:
             vault,
             settings,
         )
+        services += banking.services()
         listen = settings.listen if role.is_first else _any_port(settings.listen)
-        servers, address = _listen(
-            settings,
-            listen,
-            guarding,
-            health_servicer,
-            [*services, *banking.services()],
-        )
+        servers, address = _listen(settings, listen, guarding, health_servicer, services)
         await _start(servers, health_servicer)
         # Slots that came here: what is in doubt there has lost its driver.
         gains: asyncio.Queue[frozenset[int]] = asyncio.Queue()
@@ -199,14 +194,11 @@ async def serve(settings: CellSettings, role: Role) -> None:
                     group.create_task(telling.probes.run(settings.probe_listen))
                     group.create_task(membership.keep_lease())
                     group.create_task(workers.run(membership.announce))
-                    settlement = Settlement(
-                        lanes, read_engine, here, coordinator, settings.settlement
-                    )
+                    settling = (lanes, read_engine, here, coordinator, settings.settlement)
                     rotation = Rotation(lanes, here, vault, settings.vault, policing.keys)
-                    _mend_in(group, gains, recovery, (settlement, rotation))
+                    _mend_in(group, gains, recovery, (Settlement(*settling), rotation))
                 else:
-                    here.set_alive(False)
-                    group.create_task(membership.follow_lease())
+                    _follow_in(group, membership, here)
                     group.create_task(_live_with_the_first(settings, role, address, telling))
         except* _Terminated:
             log.info("the cell stops")
@@ -237,6 +229,12 @@ def _run_in(
     group.create_task(banking.run(recover=role.is_first))
     if read_engine.replica is not None:
         group.create_task(read_engine.replica.run())
+
+
+def _follow_in(group: asyncio.TaskGroup, membership: Membership, here: SlotsHere) -> None:
+    """A further process takes nothing before it has seen the cell's lease."""
+    here.set_alive(False)
+    group.create_task(membership.follow_lease())
 
 
 def _mend_in(
