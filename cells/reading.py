@@ -18,7 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from cells.database import is_away
 from cells.ledger.records import RecordType
 from cells.replica import FOLLOWER_READ_AGE_S, REPLICA_WAIT_S, Replica, read_from_follower
+from cells.requests import page_token
 from router.errors import Refusal
+from router.slots import slot_of_user
 
 log = structlog.get_logger(__name__)
 
@@ -103,3 +105,31 @@ async def fetch_row(
     )
     rows = await fetch(engine, statement, staleness_max_s)
     return record.row(*rows[0]) if rows else None
+
+
+async def newest_of_user(
+    engine: ReadEngine,
+    record: RecordType[Row],
+    owner: str,
+    user_id: str,
+    size: int,
+    start: Sequence[str] | None,
+    staleness_max_s: float | None,
+) -> tuple[list[Row], str]:
+    """A page of a user's rows, newest first, and the token of the next one (AIP-158).
+
+    `owner`: the column that names the user; `start`: what `page_start` read of a token.
+    """
+    columns = record.table.c
+    identifier = columns[record.id_field]
+    statement = (
+        select(*(columns[name] for name in record.fields))
+        .where(columns.slot == slot_of_user(user_id), columns[owner] == user_id)
+        .order_by(identifier.desc())
+        .limit(size + 1)
+    )
+    if start:
+        statement = statement.where(identifier < start[0])
+    rows = [record.row(*row) for row in await fetch(engine, statement, staleness_max_s)]
+    listed = rows[:size]
+    return listed, page_token([listed[-1][1]]) if len(rows) > size else ""

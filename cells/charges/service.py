@@ -7,7 +7,6 @@ from typing import Any
 import grpc
 from cellpay.charges.v1 import charges_pb2 as pb
 from cellpay.charges.v1 import charges_pb2_grpc
-from sqlalchemy import select
 
 from cells.answers import not_found
 from cells.channels.choosing import Ask
@@ -17,10 +16,10 @@ from cells.channels.model import Operation
 from cells.charges.model import Charge, ChargeRefund, ChargeState, IfOrderEnded, RefundState
 from cells.charges.refunds import RefundCharge
 from cells.charges.rules import CreateCharge
-from cells.charges.tables import CHARGE_REFUNDS, CHARGES, charges
+from cells.charges.tables import CHARGE_REFUNDS, CHARGES
 from cells.ledger.model import Reason
 from cells.orders.tables import ORDERS
-from cells.reading import ReadEngine, fetch, fetch_row
+from cells.reading import ReadEngine, fetch_row, newest_of_user
 from cells.replica import staleness_of
 from cells.requests import (
     Checker,
@@ -28,7 +27,6 @@ from cells.requests import (
     masked,
     money,
     page_start,
-    page_token,
     timeout_of,
     timestamp,
 )
@@ -147,20 +145,11 @@ class ChargesService(charges_pb2_grpc.ChargesServiceServicer):
         size = check.page_size(request.page_size)
         start = page_start(check, request.page_token, 1)
         check.done()
-        statement = (
-            select(*(charges.c[name] for name in CHARGES.fields))
-            .where(charges.c.slot == slot_of_user(user_id), charges.c.user_id == user_id)
-            .order_by(charges.c.charge_id.desc())
-            .limit(size + 1)
+        listed, following = await newest_of_user(
+            self._engine, CHARGES, "user_id", user_id, size, start, staleness_of(context)
         )
-        if start:
-            statement = statement.where(charges.c.charge_id < start[0])
-        found = await fetch(self._engine, statement, staleness_of(context))
-        rows = [Charge(*row) for row in found]
-        listed = rows[:size]
         return pb.ListChargesResponse(
-            charges=[charge_message(charge) for charge in listed],
-            next_page_token=page_token([listed[-1].charge_id]) if len(rows) > size else "",
+            charges=[charge_message(charge) for charge in listed], next_page_token=following
         )
 
     async def RefundCharge(self, request: pb.RefundChargeRequest, context: Any) -> pb.ChargeRefund:

@@ -6,15 +6,14 @@ from typing import Any
 
 from cellpay.orders.v1 import orders_pb2 as pb
 from cellpay.orders.v1 import orders_pb2_grpc
-from sqlalchemy import select
 
 from cells.answers import not_found, resource_of
 from cells.ledger.model import Reason
 from cells.ledger.worker import Lanes
 from cells.orders.model import Order, OrderState
 from cells.orders.rules import CloseOrder, CreateOrder
-from cells.orders.tables import ORDERS, orders
-from cells.reading import ReadEngine, fetch, fetch_row
+from cells.orders.tables import ORDERS
+from cells.reading import ReadEngine, fetch_row, newest_of_user
 from cells.replica import staleness_of
 from cells.requests import (
     Checker,
@@ -22,7 +21,6 @@ from cells.requests import (
     masked,
     money,
     page_start,
-    page_token,
     timeout_of,
     timestamp,
 )
@@ -99,18 +97,9 @@ class OrdersService(orders_pb2_grpc.OrdersServiceServicer):
         size = check.page_size(request.page_size)
         start = page_start(check, request.page_token, 1)
         check.done()
-        statement = (
-            select(*(orders.c[name] for name in ORDERS.fields))
-            .where(orders.c.slot == slot_of_user(payer_id), orders.c.payer_id == payer_id)
-            .order_by(orders.c.order_id.desc())
-            .limit(size + 1)
+        listed, following = await newest_of_user(
+            self._engine, ORDERS, "payer_id", payer_id, size, start, staleness_of(context)
         )
-        if start:
-            statement = statement.where(orders.c.order_id < start[0])
-        found = await fetch(self._engine, statement, staleness_of(context))
-        rows = [Order(*row) for row in found]
-        listed = rows[:size]
         return pb.ListOrdersResponse(
-            orders=[order_message(order) for order in listed],
-            next_page_token=page_token([listed[-1].order_id]) if len(rows) > size else "",
+            orders=[order_message(order) for order in listed], next_page_token=following
         )

@@ -6,7 +6,6 @@ from typing import Any
 
 from cellpay.payouts.v1 import payouts_pb2 as pb
 from cellpay.payouts.v1 import payouts_pb2_grpc
-from sqlalchemy import select
 
 from cells.answers import not_found
 from cells.channels.desk import Desk
@@ -14,8 +13,8 @@ from cells.charges.service import own_instrument
 from cells.ledger.model import Reason
 from cells.payouts.model import Payout, PayoutState
 from cells.payouts.rules import CreatePayout
-from cells.payouts.tables import PAYOUTS, payouts
-from cells.reading import ReadEngine, fetch, fetch_row
+from cells.payouts.tables import PAYOUTS
+from cells.reading import ReadEngine, fetch_row, newest_of_user
 from cells.replica import staleness_of
 from cells.requests import (
     Checker,
@@ -23,7 +22,6 @@ from cells.requests import (
     masked,
     money,
     page_start,
-    page_token,
     timeout_of,
     timestamp,
 )
@@ -94,18 +92,9 @@ class PayoutsService(payouts_pb2_grpc.PayoutsServiceServicer):
         size = check.page_size(request.page_size)
         start = page_start(check, request.page_token, 1)
         check.done()
-        statement = (
-            select(*(payouts.c[name] for name in PAYOUTS.fields))
-            .where(payouts.c.slot == slot_of_user(user_id), payouts.c.user_id == user_id)
-            .order_by(payouts.c.payout_id.desc())
-            .limit(size + 1)
+        listed, following = await newest_of_user(
+            self._engine, PAYOUTS, "user_id", user_id, size, start, staleness_of(context)
         )
-        if start:
-            statement = statement.where(payouts.c.payout_id < start[0])
-        found = await fetch(self._engine, statement, staleness_of(context))
-        rows = [Payout(*row) for row in found]
-        listed = rows[:size]
         return pb.ListPayoutsResponse(
-            payouts=[payout_message(payout) for payout in listed],
-            next_page_token=page_token([listed[-1].payout_id]) if len(rows) > size else "",
+            payouts=[payout_message(payout) for payout in listed], next_page_token=following
         )
