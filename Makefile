@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # protoc's, because google/api comes from a Python package and not from buf's registry.
 DESCRIPTORS := gen/cellpay/descriptors.binpb
 
-.PHONY: default demo test quick lint types layers protos openapi up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench terraform drills clean install
+.PHONY: default demo test quick lint types layers protos openapi reference up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench terraform drills clean install
 
 default: lint types layers quick
 
@@ -47,6 +47,9 @@ protos: $(STAMP)
 
 openapi: $(STAMP)  ## the HTTP edge's document, from the protos → docs/openapi.json
 	@$(BIN)/python -m router.edge.openapi > docs/openapi.json
+
+reference: $(STAMP)  ## calls, errors, settings, commands and metrics, from the source → docs/reference/
+	@$(BIN)/python -m control.cellctl.reference
 
 up: $(STAMP)  ## a mesh of three cells, until Ctrl-C
 	@$(BIN)/cellctl up --cells 3 --data $(DATA)
