@@ -1,7 +1,7 @@
 """Errors as the AIPs want them: a gRPC status, an ErrorInfo and, for bad input, a BadRequest.
 
     Refusal            an answer other than success, on its way out of a server
-    └─ (client side)   `info_of(error)` reads the same details from a grpc.RpcError
+    └─ (client side)   `details_of(error)` reads the same details from a grpc.RpcError
 
 Sources: AIP-193, google/rpc/error_details.proto, gRPC's `grpc-status-details-bin` trailer.
 """
