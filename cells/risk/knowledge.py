@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
+from prometheus_client.metrics_core import Metric
 
+from cells.risk.hits import Hits
+from router.metrics import gauge
 from router.policies.risk import Rulebook, rulebook_of
 from router.policies.rules import PolicySet
 from router.risk.artefact import RiskModel
@@ -92,6 +95,7 @@ class Knowing:
         self.now: Knowledge | None = None
         # Why the last documents are not in force; empty while they are.
         self.alarm = ""
+        self.hits = Hits()
         # Each hears of every new knowledge, in the event loop.
         self.followers: list[Callable[[Knowledge], None]] = []
         # Set at the next change, and then replaced.
@@ -136,6 +140,7 @@ class Knowing:
             return
         self.alarm = ""
         self.now = made
+        self.hits.keep(made.rules.names)
         for follower in self.followers:
             try:
                 follower(made)
@@ -149,6 +154,16 @@ class Knowing:
         )  # fmt: skip
         self.changed.set()
         self.changed = asyncio.Event()
+
+    def __call__(self) -> Iterator[Metric]:
+        """For whoever scrapes."""
+        yield from self.hits()
+        version = self.now.version if self.now else 0
+        yield gauge("cellpay_risk_version", "Revision of the risk documents.", [((), version)])
+        rules = len(self.now.rules) if self.now else 0
+        yield gauge("cellpay_risk_rules", "Rules that are evaluated.", [((), rules)])
+        alarm = bool(self.alarm)
+        yield gauge("cellpay_risk_alarm", "1: risk documents are not valid.", [((), alarm)])
 
     def _patience_s(self) -> float:
         """Until a rule begins or ends, or until the next look."""

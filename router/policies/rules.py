@@ -331,9 +331,13 @@ def _of_choice(document: ChoicePolicy) -> list[Violation]:
 
 def envelope(text: str, *, reason: str, actor: str, time_ms: int) -> str:
     """What stands in etcd: the document, and who wrote it, when and why."""
-    return json.dumps(
-        {"document": json.loads(text), "reason": reason, "actor": actor, "time_ms": time_ms}
-    )
+    document = json.loads(text)
+    return _compact({"document": document, "reason": reason, "actor": actor, "time_ms": time_ms})
+
+
+def _compact(value: Any) -> str:
+    """Never longer than it was written: a large document must fit into etcd, and then in here."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 class Enveloped(NamedTuple):
@@ -348,7 +352,7 @@ def open_envelope(value: str) -> Enveloped:
     try:
         raw = json.loads(value)
         return Enveloped(
-            json.dumps(raw["document"]),
+            _compact(raw["document"]),
             str(raw.get("reason", "")),
             str(raw.get("actor", "")),
             int(raw.get("time_ms", 0)),

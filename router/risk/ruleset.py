@@ -127,6 +127,7 @@ class Rules:
         self._rules = [
             rule for rule in document.rules if rule.mode != Mode.OFF and _in_force(rule, now)
         ]
+        self.names = frozenset(rule.name for rule in self._rules)
         self.changes_at = _next_change(document, now)
         compiled = [compiling.expression(rule.when, types, lists) for rule in self._rules]
         self._functions = [
