@@ -272,7 +272,8 @@ def page_of(
         except (ValueError, UnicodeError):
             raise bad_request([Violation("page_token", "is not a token we returned")]) from None
         rest = [item for item in rest if key(item) < after]
-    page, total = [], 0
+    page: list[T] = []
+    total = 0
     for item in rest[:size]:
         total += weight(item)
         if page and total > _PAGE_BYTES_MAX:
