@@ -54,6 +54,8 @@ def faults(document: RiskList) -> Iterator[tuple[str, str]]:
     seen: set[str] = set()
     for number, entry in enumerate(document.entries):
         at = f"entries[{number}].value"
+        if without_pans(entry.note) != entry.note:
+            yield f"entries[{number}].note", "looks like it has a card's number"
         if without_pans(entry.value) != entry.value:
             # Not quoted: it may be one.
             yield at, "looks like a card's number; a list holds card tokens"
