@@ -104,7 +104,7 @@ class PolicyService(policies_pb2_grpc.PolicyServiceServicer):
             if request.kind in {"", policy.kind} and (policy.kind, policy.name) > after
         ]
         page = _fitting(found[:size])
-        token = _token(page[-1]) if len(found) > size else ""
+        token = _token(page[-1]) if len(found) > len(page) else ""
         return pb.ListPoliciesResponse(
             policies=[policy_message(policy) for policy in page], next_page_token=token
         )
