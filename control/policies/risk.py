@@ -20,12 +20,15 @@ from router.policies.risk import (
 )
 from router.policies.rules import InvalidPolicy, PolicySet, policy_key, take
 from router.risk.compiling import Compiling
+from router.risk.model import RULES_MAX
 from router.store.model import Store, StoreUnavailable
 
 # Of all that one request to etcd may hold (1.5 MiB), with room for keys and comparisons.
 COMMIT_BYTES_MAX = 1_500_000
 # Each try lost to another writer who got on.
 _TRIES_MAX = 20
+# Compiled expressions: edits gather.
+_KEPT_MAX = 2 * RULES_MAX
 
 
 class RiskWriter:
@@ -94,6 +97,8 @@ class RiskWriter:
         self, stored: Mapping[str, tuple[str, int]], of: Reference, document: RiskDocument | None
     ) -> None:
         """In a thread: a large set takes seconds the first time."""
+        if len(self._compiling) > _KEPT_MAX:
+            self._compiling = Compiling()
         self._known = take(self._known, stored)
         before = rulebook_of(self._known)
         after = rulebook_of(changed(self._known, of, document))

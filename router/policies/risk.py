@@ -118,15 +118,14 @@ def own_faults(
 def broken_by(
     before: Rulebook, after: Rulebook, of: Reference, compiling: Compiling | None = None
 ) -> list[str]:
-    """What a change of one document breaks in the others, for people."""
+    """What a change of one document breaks in the others, for people. What was broken before
+    (somebody wrote past the service) holds up nobody."""
     if of.kind not in {PolicyKind.RISK_LISTS, PolicyKind.RISK_FEATURES}:
         return []
-    found = [*_meaning_changed(before, after), *_rules_without(after, compiling)]
-    types = after.types()
-    for name, model in after.models.items():
-        missing = [fact for fact in model.facts if fact not in types]
-        if missing:
-            found.append(f"risk-model/{name} reads {', '.join(missing[:_TOLD_MAX])}")
+    compiling = compiling or Compiling()
+    was = {*_rules_without(before, compiling), *_models_without(before)}
+    found = [*_rules_without(after, compiling), *_models_without(after)]
+    found = [*_meaning_changed(before, after), *(why for why in found if why not in was)]
     return found[:_TOLD_MAX]
 
 
@@ -181,11 +180,18 @@ def _of_model(book: Rulebook, name: str) -> Iterator[tuple[str, str]]:
             yield "mode", f"risk-model/{other} is live: put it into the shadow first"
 
 
-def _rules_without(after: Rulebook, compiling: Compiling | None) -> Iterator[str]:
-    """Rules that ask what is there no more, those that are off too: they may be put on again."""
-    types, names = after.types(), after.list_names()
-    compiling = compiling or Compiling()
-    for name, document in after.rules.items():
+def _models_without(book: Rulebook) -> Iterator[str]:
+    types = book.types()
+    for name, model in book.models.items():
+        missing = [fact for fact in model.facts if fact not in types]
+        if missing:
+            yield f"risk-model/{name} reads {', '.join(missing[:_TOLD_MAX])}"
+
+
+def _rules_without(book: Rulebook, compiling: Compiling) -> Iterator[str]:
+    """Rules that ask what is not there, those that are off too: they may be put on again."""
+    types, names = book.types(), book.list_names()
+    for name, document in book.rules.items():
         for rule in document.rules:
             try:
                 compiling.expression(rule.when, types, names)

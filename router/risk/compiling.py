@@ -52,6 +52,10 @@ class Compiling:
             self._breathe()
         return function
 
+    def __len__(self) -> int:
+        """Expressions that are kept."""
+        return len(self._expressions)
+
     def forget_unasked(self) -> None:
         """Keeps what was asked for since the last time."""
         self._expressions = {k: v for k, v in self._expressions.items() if k in self._asked}

@@ -19,7 +19,7 @@ from control.policies.service import PolicyService
 from router.errors import Refusal
 from router.identity import spiffe_id
 from router.policies.model import RISK_REVISION_KEY
-from router.policies.rules import policy_key
+from router.policies.rules import envelope, policy_key
 from router.risk.artefact import ModelMode, RiskModel, pack, text_of
 from router.store.memory import MemoryStore
 
@@ -135,6 +135,16 @@ async def test_what_rules_ask_for_can_neither_go_nor_mean_something_else(
         await world.delete(kind, name)
     else:
         await world.set(kind, name, document)
+
+
+async def test_what_somebody_broke_past_the_service_holds_up_no_list() -> None:
+    world = World()
+    await world.set(LISTS, "other", LIST)
+    broken = envelope(json.dumps({"rules": [STOLEN]}), reason="", actor="", time_ms=0)
+    await world.memory.commit(expect={}, puts={policy_key(RULES, "broken"): broken})
+    await world.set(LISTS, "other", {"entries": []})
+    await world.delete(LISTS, "other")
+    await world.set(RULES, "main", {"rules": [LARGE]})
 
 
 async def test_entries_come_and_go_under_rules_that_are_live() -> None:
