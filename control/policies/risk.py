@@ -97,7 +97,7 @@ class RiskWriter:
         self, stored: Mapping[str, tuple[str, int]], of: Reference, document: RiskDocument | None
     ) -> None:
         """In a thread: a large set takes seconds the first time."""
-        if len(self._compiling) > _KEPT_MAX:
+        if self._compiling.size > _KEPT_MAX:
             self._compiling = Compiling()
         self._known = take(self._known, stored)
         before = rulebook_of(self._known)

@@ -52,7 +52,8 @@ class Compiling:
             self._breathe()
         return function
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
         """Expressions that are kept."""
         return len(self._expressions)
 

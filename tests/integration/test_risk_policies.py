@@ -20,6 +20,7 @@ from nats.js.errors import NotFoundError
 
 from control.cellctl.session import Session
 from router.errors import details_of
+from router.risk.facts import Value
 from router.risk.features import Observation
 from router.risk.record import STREAM, SUBJECT_PREFIX, Record, encode
 from tests.integration.test_control import cellctl, document
@@ -143,7 +144,7 @@ def _record(number: int, amount: int) -> Record:
     at_ms = int(time.time() * 1000)
     user = f"replay-{number}"
     seen = Observation(at_ms, "pay", "allow", user, "m", "", "", "", amount, "USD")
-    facts = {"amount": amount, "user.id": user, "f.test_pays_1h": number}
+    facts: dict[str, Value] = {"amount": amount, "user.id": user, "f.test_pays_1h": number}
     return Record(f"d{number}", seen, facts, "allow", (), (), (), 1, "", ())
 
 

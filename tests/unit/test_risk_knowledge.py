@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from prometheus_client.core import Metric
 
 from cells.risk.knowledge import Knowing, Knowledge, knowledge_of
@@ -147,8 +148,7 @@ async def test_other_policies_and_the_same_again_compile_nothing() -> None:
         assert knowing.now is before
 
 
-async def test_the_event_loop_goes_on_while_rules_are_compiled() -> None:
-    """Were they compiled in the loop, the tick could not be under way beside the thread."""
+async def test_rules_are_compiled_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     knowing = Knowing(Clock())
     threads: set[int] = set()
     original = knowing._compiling.expression
@@ -157,7 +157,7 @@ async def test_the_event_loop_goes_on_while_rules_are_compiled() -> None:
         threads.add(threading.get_ident())
         return original(*arguments)
 
-    knowing._compiling.expression = noting  # type: ignore[method-assign]
+    monkeypatch.setattr(knowing._compiling, "expression", noting)
     async with _following(knowing):
         await _next(knowing, _policies(_rules(LARGE)))
     assert threads
