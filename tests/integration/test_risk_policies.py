@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import secrets
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import grpc
@@ -138,6 +140,22 @@ async def test_documents_are_live_in_every_cell_hold_each_other_and_are_remember
     before = ("--revision", str(changes[1]["revision"]))
     once = document(session, "risk", "show", "risk-lists/test-devices", *before)
     assert [item["value"] for item in once["entries"]] == ["phone-1", "phone-2", "phone-3"]
+
+
+async def test_etcd_takes_the_largest_document_that_nothing_packs(session: Session) -> None:
+    entries = [{"value": secrets.token_urlsafe(180)} for _ in range(1950)]
+    text = json.dumps({"entries": entries}, separators=(",", ":"))
+    assert 490_000 < len(text) < 512 * 1024
+    name: dict[str, Any] = {"kind": "risk-lists", "name": "test-large"}
+    async with session.policies() as policies:
+        done = await policies.SetPolicy(pb.SetPolicyRequest(**name, document=text, reason="r"))
+        try:
+            again = json.dumps({"entries": entries[:-1]}, separators=(",", ":"))
+            await policies.SetPolicy(pb.SetPolicyRequest(**name, document=again, reason="r"))
+            request = pb.GetPolicyRequest(**name, revision=done.revision)
+            assert (await policies.GetPolicy(request)).document == text
+        finally:
+            await policies.DeletePolicy(pb.DeletePolicyRequest(**name, reason="over"))
 
 
 def _record(number: int, amount: int) -> Record:

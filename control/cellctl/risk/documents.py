@@ -110,15 +110,13 @@ async def _apply(
                         await _written(policies, file, reason, check_only, revision), markup=False
                     )
                 except grpc.aio.AioRpcError as error:
-                    if error.code() not in _REFUSALS:
+                    if error.code() != grpc.StatusCode.INVALID_ARGUMENT:
+                        # An approval that is needed, too: asking for it twice would make two.
                         raise
                     refused.append((file, error))
             if len(refused) in {0, len(waiting)}:
                 return refused
             waiting = [file for file, _ in refused]
-
-
-_REFUSALS = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
 
 
 async def _written(
