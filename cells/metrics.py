@@ -100,6 +100,8 @@ class CellMetrics:
             [((reason,), count) for reason, count in self._policing.admission.refused.items()],
             labels=("reason",),
         )
+        if self._policing.risk is not None:
+            yield from self._policing.risk()
 
 
 class BusinessMetrics:

@@ -2,7 +2,8 @@
 
     etcd ──▶ Follower ──▶ admission (guard)        limits, shedding, what is switched off
                      ├──▶ breakers                 tuned, forced
-                     └──▶ degradation ──▶ modes    by hand, or by load with hysteresis
+                     ├──▶ degradation ──▶ modes    by hand, or by load with hysteresis
+                     └──▶ risk                     rules, lists, features and models
 
 Everything is applied in one turn of the event loop, so no call sees half of a change.
 """
@@ -20,6 +21,7 @@ import structlog
 from cells.breakers.board import Board
 from cells.degradation.rules import Level, Load, after_look, in_force
 from cells.limits.store import RedisRates
+from cells.risk.knowledge import Knowing
 from router.admission.gate import Admission
 from router.admission.rules import admitting_of
 from router.policies.follow import Follower, Reporter
@@ -48,8 +50,10 @@ class Policing:
         process: str,
         redis_url: str,
         load: Callable[[], Load] = Load,
+        risk: Knowing | None = None,
     ) -> None:
-        """`load`: what the cell feels now; asked a few times a second."""
+        """`load`: what the cell feels now; asked a few times a second. `risk`: of a process that
+        screens payments."""
         self.cell = cell
         self.board = Board()
         self._rates = RedisRates(redis_url, self.board.of(Dependency.REDIS))
@@ -67,6 +71,9 @@ class Policing:
         self.level = 0
         # Who else hears of each new set, in the same turn and after the board.
         self.followers: list[Callable[[PolicySet], None]] = []
+        self.risk = risk
+        if risk is not None:
+            self.followers.append(risk.apply)
         # Set while nothing is to be waited for; replaced at each change.
         self.changed = asyncio.Event()
 
@@ -84,6 +91,8 @@ class Policing:
                 group.create_task(self._follower.run())
                 group.create_task(self._reporter.run())
                 group.create_task(self._watch_load())
+                if self.risk is not None:
+                    group.create_task(self.risk.run())
         finally:
             await self._rates.close()
 

@@ -52,6 +52,7 @@ from cells.payments.service import PaymentsService
 from cells.policing import Policing
 from cells.reading import ReadEngine
 from cells.replica import Replica
+from cells.risk.knowledge import Knowing
 from cells.settings import CellSettings, read_settings
 from cells.settlement.worker import Settlement
 from cells.transfers.branches import BranchCalls
@@ -255,7 +256,9 @@ def _policing(
 ) -> tuple[Policing, Choosing]:
     """Policies, and the choice of channels that they rule."""
     cell = settings.cell
-    policing = Policing(store, cell, role.name(cell), settings.redis_url, LoadMeter(lanes))
+    policing = Policing(
+        store, cell, role.name(cell), settings.redis_url, LoadMeter(lanes), Knowing()
+    )
     choosing = Choosing(store, cell, settings.redis_url, policing.board)
     policing.followers.append(choosing.apply)
     return policing, choosing

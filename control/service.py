@@ -48,6 +48,7 @@ _NOT_ALLOWED = "CALLER_NOT_ALLOWED"
 _REASON_CHARACTERS_MAX = 512
 _PAGE_SIZE_DEFAULT = 50
 _PAGE_SIZE_MAX = 500
+_PAGE_BYTES_MAX = 2 * 1024 * 1024
 
 
 class ControlService(control_pb2_grpc.ControlServiceServicer):
@@ -152,8 +153,9 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         check_reader(context)
         records = await list_audit(self._store)
         page, token = page_of(
-            records, request.page_size, request.page_token, lambda record: record.audit_id
-        )
+            records, request.page_size, request.page_token, lambda record: record.audit_id,
+            weight=lambda record: len(record.detail),
+        )  # fmt: skip
         return pb.ListAuditRecordsResponse(
             records=[
                 pb.AuditRecord(
@@ -250,9 +252,16 @@ def store_refusal(error: StoreUnavailable) -> Refusal:
 
 
 def page_of(
-    items: Sequence[T], size: int, token: str, key: Callable[[T], str]
+    items: Sequence[T],
+    size: int,
+    token: str,
+    key: Callable[[T], str],
+    weight: Callable[[T], int] = lambda item: 0,
 ) -> tuple[list[T], str]:
-    """A page of a list that is sorted newest first, and the token of the next (AIP-158)."""
+    """A page of a list that is sorted newest first, and the token of the next (AIP-158).
+
+    `weight`: bytes of an item; an answer has no more than gRPC takes.
+    """
     if size < 0:
         raise bad_request([Violation("page_size", "must not be negative")])
     size = min(size or _PAGE_SIZE_DEFAULT, _PAGE_SIZE_MAX)
@@ -263,6 +272,12 @@ def page_of(
         except (ValueError, UnicodeError):
             raise bad_request([Violation("page_token", "is not a token we returned")]) from None
         rest = [item for item in rest if key(item) < after]
-    page = rest[:size]
-    more = len(rest) > size
+    page: list[T] = []
+    total = 0
+    for item in rest[:size]:
+        total += weight(item)
+        if page and total > _PAGE_BYTES_MAX:
+            break
+        page.append(item)
+    more = len(rest) > len(page)
     return page, base64.urlsafe_b64encode(key(page[-1]).encode()).decode() if more else ""

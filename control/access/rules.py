@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from router.identity import parse_spiffe_id, spiffe_id
+from router.policies.model import RISK_KINDS, PolicyKind
 
 
 class Role(StrEnum):
@@ -19,13 +20,17 @@ class Role(StrEnum):
     APPROVER = "approver"
     # Runs drills.
     DRILL = "drill"
+    # Changes rules, lists, features and models of risk, and no other policy.
+    RISK = "risk"
 
 
 Bindings = Mapping[str, frozenset[Role]]
+# What decides over every payment. A list is not here: a stolen device is put on it at once.
+_TWO_PERSON_KINDS = frozenset({PolicyKind.RISK_RULES, PolicyKind.RISK_MODEL})
 
 # What holds for a kind until somebody binds otherwise; exact bindings go before these.
 DEFAULT_BINDINGS: Bindings = {
-    spiffe_id("operator", "*"): frozenset({Role.VIEWER, Role.OPERATOR, Role.APPROVER, Role.DRILL}),
+    spiffe_id("operator", "*"): frozenset(Role),
     spiffe_id("service", "*"): frozenset({Role.VIEWER}),
     spiffe_id("cell", "*"): frozenset({Role.VIEWER}),
     spiffe_id("controller", "*"): frozenset({Role.VIEWER}),
@@ -38,6 +43,9 @@ _OPERATE = frozenset({Role.OPERATOR})
 _APPROVE = frozenset({Role.APPROVER})
 # Drills inject faults and heal them; an operator may heal what a drill left behind.
 _DRILL = frozenset({Role.DRILL, Role.OPERATOR})
+# Of a kind: `may_change`.
+_CHANGE = frozenset({Role.DRILL, Role.OPERATOR, Role.RISK})
+_RISK = frozenset({Role.RISK, Role.OPERATOR})
 
 # Service → method → the roles of which one is enough.
 METHODS: Mapping[str, Mapping[str, frozenset[Role]]] = {
@@ -65,8 +73,9 @@ METHODS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "GetPolicy": _READ,
         "ListPolicies": _READ,
         # A drill of a slow or failing cell is a fault policy.
-        "SetPolicy": _DRILL,
-        "DeletePolicy": _DRILL,
+        "SetPolicy": _CHANGE,
+        "DeletePolicy": _CHANGE,
+        "ListPolicyChanges": _READ,
         "ListPolicyReports": _READ,
     },
     f"{_PACKAGE}.DrillService": {
@@ -112,6 +121,13 @@ def may_call(service: str, method: str, roles: Iterable[Role]) -> bool:
     return bool(METHODS.get(service, {}).get(method, frozenset()) & frozenset(roles))
 
 
+def may_change(service: str, method: str, kind: str, roles: Iterable[Role]) -> bool:
+    """Whether a call that `may_call` lets pass may be for a policy of this kind."""
+    if service != f"{_PACKAGE}.PolicyService" or is_read(service, method):
+        return True
+    return bool((_RISK if kind in RISK_KINDS else _DRILL) & frozenset(roles))
+
+
 def is_read(service: str, method: str) -> bool:
     return METHODS.get(service, {}).get(method) == _READ
 
@@ -145,7 +161,10 @@ def needs_second_person(service: str, method: str, parameters: Mapping[str, Any]
             return True
         case "PolicyService", "SetPolicy":
             dry = bool(parameters.get("validate_only"))
-            return not dry and _forces(str(parameters.get("document", "")))
+            risky = parameters.get("kind") in _TWO_PERSON_KINDS
+            return not dry and (risky or _forces(str(parameters.get("document", ""))))
+        case "PolicyService", "DeletePolicy":
+            return parameters.get("kind") in _TWO_PERSON_KINDS
     return False
 
 

@@ -33,6 +33,7 @@ _ROLES = {
     pb.ROLE_OPERATOR: Role.OPERATOR,
     pb.ROLE_APPROVER: Role.APPROVER,
     pb.ROLE_DRILL: Role.DRILL,
+    pb.ROLE_RISK: Role.RISK,
 }
 _NUMBERS = {role: number for number, role in _ROLES.items()}
 

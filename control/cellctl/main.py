@@ -42,6 +42,7 @@ from control.cellctl.plane import (
     plane_of,
 )
 from control.cellctl.reconcile import app as reconcile_app
+from control.cellctl.risk.command import app as risk_app
 from control.cellctl.route_decision import route_decision
 from control.cellctl.scrape import scrape_config
 from control.cellctl.session import NoMesh, Session
@@ -76,6 +77,7 @@ app.add_typer(console_app, name="console")
 app.command()(watch)
 app.command()(scrape_config)
 app.add_typer(vault_app, name="vault")
+app.add_typer(risk_app, name="risk")
 app.command()(route_decision)
 
 DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]

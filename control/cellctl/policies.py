@@ -73,7 +73,7 @@ def list_(
     as_json: JSON = False,
 ) -> None:
     """Every policy in etcd, with its revision, and who last changed it and why."""
-    found = asyncio.run(_list(Session.open(data), kind))
+    found = asyncio.run(list_policies(Session.open(data), kind))
     if as_json:
         print_json([_document(item) for item in found])
     else:
@@ -168,7 +168,7 @@ def force(
         return document | ({"cells": [cell]} if cell else {})
 
     name = dependency.replace(":", "-") + (f"-{cell}" if cell else "")
-    done = asyncio.run(_change(Session.open(data), "breakers", name, change, reason))
+    done = asyncio.run(change_policy(Session.open(data), "breakers", name, change, reason))
     console.print(f"breaker of {dependency}: {state}, at revision {done.revision}")
 
 
@@ -184,12 +184,12 @@ def degrade(
         return document | {"level": level} | ({"cells": [cell]} if cell else {})
 
     name = f"cell-{cell}" if cell else "mesh"
-    done = asyncio.run(_change(Session.open(data), "degradation", name, change, reason))
+    done = asyncio.run(change_policy(Session.open(data), "degradation", name, change, reason))
     where = f"cell {cell}" if cell else "the mesh"
     console.print(f"degradation of {where}: level {level}, at revision {done.revision}")
 
 
-async def _change(
+async def change_policy(
     session: Session,
     kind: str,
     name: str,
@@ -222,7 +222,7 @@ async def _change(
                     raise
 
 
-async def _list(session: Session, kind: str) -> list[pb.Policy]:
+async def list_policies(session: Session, kind: str) -> list[pb.Policy]:
     found: list[pb.Policy] = []
     token = ""
     async with session.policies() as policies:
@@ -258,7 +258,7 @@ def _document(item: pb.Policy) -> dict[str, Any]:
 
 async def policies_status(session: Session, timeout_s: float) -> dict[str, Any]:
     """For `cellctl status`: what is in etcd, and what each process says that it applied."""
-    found = await _list(session, "")
+    found = await list_policies(session, "")
     async with session.policies() as policies:
         request = pb.ListPolicyReportsRequest()
         reports = (await policies.ListPolicyReports(request, timeout=timeout_s)).reports

@@ -8,7 +8,7 @@ from typing import Any
 
 from control.policies.model import Report, StoredPolicy
 from router.errors import Violation
-from router.policies.model import POLICIES_PREFIX, REPORTS_PREFIX
+from router.policies.model import POLICIES_PREFIX, REPORTS_PREFIX, cells_of
 from router.policies.rules import (
     InvalidPolicy,
     Policy,
@@ -24,7 +24,7 @@ def check(kind: str, name: str, document: str, cells: Collection[str]) -> Policy
     """Everything that is wrong with a policy, at once. Raises InvalidPolicy."""
     parsed = parse_name(kind, name)
     policy = Policy(parsed, name, 0, parse(parsed, document))
-    strangers = [cell for cell in policy.document.cells if cell not in cells]
+    strangers = [cell for cell in cells_of(policy.document) if cell not in cells]
     if strangers:
         known = ", ".join(sorted(cells))
         what = f"names cells that are not declared ({', '.join(strangers)}); there are: {known}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import grpc
@@ -13,22 +13,35 @@ from cellpay.control.v1 import policies_pb2_grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from control.audit import audit_put, audit_record
+from control.policies.history import Change, archive_put, detail_of
 from control.policies.model import Report, StoredPolicy
+from control.policies.risk import RiskWriter
 from control.policies.rules import check, key_of
 from control.policies.store import (
     delete_policy,
+    list_changes,
     list_policies,
     list_reports,
+    read_document,
     read_policy,
     write_policy,
 )
-from control.service import check_reader, operator_of
+from control.service import check_reader, operator_of, page_of
 from router.errors import Refusal, Violation, bad_request
-from router.policies.rules import InvalidPolicy, envelope
+from router.policies.model import RISK_KINDS, PolicyKind
+from router.policies.risk import Reference
+from router.policies.rules import InvalidPolicy, Policy, envelope, policy_key
+from router.redaction import without_pans
+from router.risk.artefact import RiskModel
+from router.risk.features import FeatureSet
+from router.risk.lists import RiskList
+from router.risk.model import RuleSet
 from router.store.model import Store
 
 _PAGE_SIZE_DEFAULT = 100
 _PAGE_SIZE_MAX = 500
+# gRPC's default takes 4 MiB, and a document may have half of one.
+_PAGE_BYTES_MAX = 2 * 1024 * 1024
 
 
 class PolicyService(policies_pb2_grpc.PolicyServiceServicer):
@@ -36,15 +49,46 @@ class PolicyService(policies_pb2_grpc.PolicyServiceServicer):
         """`cells`: those that are declared now."""
         self._store = store
         self._cells = cells
+        self._risk = RiskWriter(store)
 
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: Any) -> pb.Policy:
         check_reader(context)
         with _answering_violations():
             key = key_of(request.kind, request.name)
         policy = await read_policy(self._store, key)
+        if request.revision and (policy is None or policy.revision != request.revision):
+            return policy_message(await self._as_it_was(request))
         if policy is None:
             raise _not_found(request.kind, request.name)
         return policy_message(policy)
+
+    async def _as_it_was(self, request: pb.GetPolicyRequest) -> StoredPolicy:
+        for change in await list_changes(self._store, request.kind, request.name):
+            document = await read_document(self._store, change)
+            if change.revision == request.revision and document is not None:
+                return StoredPolicy(
+                    change.kind, change.name, document, change.revision, change.reason,
+                    change.actor, change.time_ms,
+                )  # fmt: skip
+        raise Refusal(
+            grpc.StatusCode.NOT_FOUND,
+            "POLICY_REVISION_NOT_FOUND",
+            f"{request.kind}/{request.name} was not written at revision {request.revision}, or"
+            " that document is kept no more",
+        )
+
+    async def ListPolicyChanges(
+        self, request: pb.ListPolicyChangesRequest, context: Any
+    ) -> pb.ListPolicyChangesResponse:
+        check_reader(context)
+        found = await list_changes(self._store, request.kind, request.name)
+        # As digits they sort as they were made.
+        page, token = page_of(
+            found, request.page_size, request.page_token, lambda item: f"{item.revision:020}"
+        )
+        return pb.ListPolicyChangesResponse(
+            changes=[change_message(item) for item in page], next_page_token=token
+        )
 
     async def ListPolicies(
         self, request: pb.ListPoliciesRequest, context: Any
@@ -59,34 +103,50 @@ class PolicyService(policies_pb2_grpc.PolicyServiceServicer):
             for policy in await list_policies(self._store)
             if request.kind in {"", policy.kind} and (policy.kind, policy.name) > after
         ]
-        page = found[:size]
-        token = _token(page[-1]) if len(found) > size else ""
+        page = _fitting(found[:size])
+        token = _token(page[-1]) if len(found) > len(page) else ""
         return pb.ListPoliciesResponse(
             policies=[policy_message(policy) for policy in page], next_page_token=token
         )
 
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Any) -> pb.Policy:
         action = f"policy.{request.kind[:32]}.set"
-        detail = f"{request.name[:64]}: {request.document}"
-        revision = request.revision if request.HasField("revision") else None
-        async with operator_of(self._store, context, action, detail, request.reason) as actor:
+        detail = detail_of(request.kind, request.name[:64], request.document)
+        # Of what is refused: it may be a card's number in the wrong place.
+        shown = without_pans(f"{request.name[:64]}: {request.document[:256]}")
+        async with operator_of(self._store, context, action, shown, request.reason) as actor:
             with _answering_violations():
                 key = key_of(request.kind, request.name)
-                check(request.kind, request.name, request.document, self._cells())
+                policy = check(request.kind, request.name, request.document, self._cells())
             stamp = time.time_ns() // 1_000_000
             value = envelope(request.document, reason=request.reason, actor=actor, time_ms=stamp)
-            written = revision or 0
-            if not request.validate_only:
-                record = audit_record(actor, action, detail, request.reason)
-                done = await write_policy(self._store, key, value, revision, audit_put(record))
-                if done is None:
-                    raise await self._changed(key, request.kind, request.name)
-                written = done
+            record = audit_put(audit_record(actor, action, detail, request.reason))
+            written = await self._write(request, policy, {key: value, **record})
+            if written is None:
+                raise await self._changed(key, request.kind, request.name)
         return policy_message(
             StoredPolicy(
                 request.kind, request.name, request.document, written, request.reason, actor, stamp
             )
         )
+
+    async def _write(
+        self, request: pb.SetPolicyRequest, policy: Policy, puts: Mapping[str, str]
+    ) -> int | None:
+        """The new revision, or the one that stays; None when it is another than was asked for."""
+        revision = request.revision if request.HasField("revision") else None
+        if not isinstance(policy.document, RuleSet | RiskList | FeatureSet | RiskModel):
+            if request.validate_only:
+                return revision or 0
+            return await write_policy(
+                self._store, policy_key(policy.kind, policy.name), revision, puts
+            )
+        archived = archive_put(policy.kind, policy.name, request.document)
+        with _answering_violations():
+            return await self._risk.write(
+                Reference(policy.kind, policy.name), policy.document, revision,
+                {**puts, **archived}, check_only=request.validate_only,
+            )  # fmt: skip
 
     async def DeletePolicy(
         self, request: pb.DeletePolicyRequest, context: Any
@@ -102,8 +162,14 @@ class PolicyService(policies_pb2_grpc.PolicyServiceServicer):
             if policy is None:
                 raise _not_found(request.kind, request.name)
             revision = request.revision if request.HasField("revision") else policy.revision
-            record = audit_record(actor, action, detail, request.reason)
-            if not await delete_policy(self._store, key, revision, audit_put(record)):
+            record = audit_put(audit_record(actor, action, detail, request.reason))
+            kind = PolicyKind(request.kind)
+            if kind in RISK_KINDS:
+                of = Reference(kind, request.name)
+                done = await self._risk.write(of, None, revision, record) is not None
+            else:
+                done = await delete_policy(self._store, key, revision, record)
+            if not done:
                 raise await self._changed(key, request.kind, request.name)
         return pb.DeletePolicyResponse()
 
@@ -148,6 +214,16 @@ def _not_found(kind: str, name: str) -> Refusal:
     )
 
 
+def _fitting(page: list[StoredPolicy]) -> list[StoredPolicy]:
+    """As many of them as an answer takes; one at the least."""
+    total = 0
+    for number, policy in enumerate(page):
+        total += len(policy.document)
+        if number and total > _PAGE_BYTES_MAX:
+            return page[:number]
+    return page
+
+
 def _token(policy: StoredPolicy) -> str:
     return base64.urlsafe_b64encode(f"{policy.kind}/{policy.name}".encode()).decode()
 
@@ -174,6 +250,21 @@ def policy_message(policy: StoredPolicy) -> pb.Policy:
         actor=policy.actor,
         update_time=stamp if policy.time_ms else None,
         alarm=policy.alarm,
+    )
+
+
+def change_message(change: Change) -> pb.PolicyChange:
+    stamp = Timestamp()
+    stamp.FromMilliseconds(change.time_ms)
+    return pb.PolicyChange(
+        kind=change.kind,
+        name=change.name,
+        revision=change.revision,
+        deleted=change.deleted,
+        actor=change.actor,
+        reason=change.reason,
+        time=stamp,
+        cleared_by=change.cleared_by,
     )
 
 

@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 _REPORT_INTERVAL_S = 1.0
 _REPORT_TTL_S = 5
+_LARGE_CHARACTERS = 32 * 1024
 
 
 class Follower:
@@ -37,10 +38,22 @@ class Follower:
     async def run(self) -> None:
         async for listing in self._store.watch(POLICIES_PREFIX):
             stored = {key: (item.value, item.revision) for key, item in listing.items.items()}
-            self._take(stored)
+            if self._is_large(stored):
+                taken = await asyncio.to_thread(take, self.now, stored)
+            else:
+                taken = take(self.now, stored)
+            self._take(taken)
 
-    def _take(self, stored: dict[str, tuple[str, int]]) -> None:
-        taken = take(self.now, stored)
+    def _is_large(self, stored: dict[str, tuple[str, int]]) -> bool:
+        """Whether reading what is new takes longer than a turn of the event loop should."""
+        known = self.now.policies
+        return any(
+            len(value) > _LARGE_CHARACTERS
+            for key, (value, revision) in stored.items()
+            if key not in known or known[key].revision != revision
+        )
+
+    def _take(self, taken: PolicySet) -> None:
         if taken.applied == self.now.applied:
             return
         for item in taken.applied:

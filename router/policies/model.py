@@ -15,9 +15,15 @@ from typing import Annotated
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, with_config
 
 from router.policies.channels import CHANNEL_PATTERN, ChannelPolicy, ChoicePolicy
+from router.risk.artefact import RiskModel
+from router.risk.features import FeatureSet
+from router.risk.lists import RiskList
+from router.risk.model import RuleSet
 
 POLICIES_PREFIX = "/cellpay/policies/"
 REPORTS_PREFIX = "/cellpay/policy-reports/"
+# Written with every change of a risk document: its revision is the version of them all.
+RISK_REVISION_KEY = f"{POLICIES_PREFIX}risk"
 
 _DOCUMENT = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
 
@@ -38,6 +44,20 @@ class PolicyKind(StrEnum):
     KEYS = "keys"
     CHANNELS = "channels"
     CHOICE = "choice"
+    RISK_RULES = "risk-rules"
+    RISK_LISTS = "risk-lists"
+    RISK_FEATURES = "risk-features"
+    RISK_MODEL = "risk-model"
+
+
+RISK_KINDS = frozenset(
+    {
+        PolicyKind.RISK_RULES,
+        PolicyKind.RISK_LISTS,
+        PolicyKind.RISK_FEATURES,
+        PolicyKind.RISK_MODEL,
+    }
+)
 
 
 class RetryCode(StrEnum):
@@ -303,4 +323,15 @@ class Keys:
     rotate_before: AwareDatetime | None = None
 
 
-Document = Traffic | Breakers | Degradation | Limits | Keys | ChannelPolicy | ChoicePolicy
+# Of the whole mesh: a payment is judged alike wherever its payer lives.
+RiskDocument = RuleSet | RiskList | FeatureSet | RiskModel
+Document = (
+    Traffic | Breakers | Degradation | Limits | Keys | ChannelPolicy | ChoicePolicy | RiskDocument
+)
+
+
+def cells_of(document: Document) -> tuple[str, ...]:
+    """That it is for; empty: all."""
+    if isinstance(document, RuleSet | RiskList | FeatureSet | RiskModel):
+        return ()
+    return document.cells

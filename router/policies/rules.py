@@ -20,6 +20,8 @@ from router.errors import Violation
 from router.policies.channels import ChannelPolicy, ChoicePolicy, Fees
 from router.policies.model import (
     POLICIES_PREFIX,
+    RISK_KINDS,
+    RISK_REVISION_KEY,
     Breakers,
     Criticality,
     Degradation,
@@ -30,9 +32,16 @@ from router.policies.model import (
     Mode,
     PolicyKind,
     Traffic,
+    cells_of,
 )
+from router.risk.artefact import RiskModel
+from router.risk.features import FeatureSet
+from router.risk.lists import RiskList
+from router.risk.model import RuleSet
 
 DOCUMENT_BYTES_MAX = 64 * 1024
+# A request to etcd may have 1.5 MiB, and it holds the document twice (docs/risk.md).
+RISK_DOCUMENT_BYTES_MAX = 512 * 1024
 LEVEL_MAX = 3
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
 _TYPES: Mapping[PolicyKind, type[Document]] = {
@@ -43,6 +52,10 @@ _TYPES: Mapping[PolicyKind, type[Document]] = {
     PolicyKind.KEYS: Keys,
     PolicyKind.CHANNELS: ChannelPolicy,
     PolicyKind.CHOICE: ChoicePolicy,
+    PolicyKind.RISK_RULES: RuleSet,
+    PolicyKind.RISK_LISTS: RiskList,
+    PolicyKind.RISK_FEATURES: FeatureSet,
+    PolicyKind.RISK_MODEL: RiskModel,
 }
 _HARM = {Mode.ON: 0, Mode.DEFERRED: 1, Mode.OFF: 2}
 # The least important go first. What a higher class loses, a lower one has lost before.
@@ -68,7 +81,10 @@ MODES: Mapping[Feature, tuple[Mode, Mode, Mode]] = {
 # Money that is under way cannot be switched off, and an event must not be lost.
 _NEVER_OFF = frozenset({Feature.NOTIFICATION})
 
-D = TypeVar("D", Traffic, Breakers, Degradation, Limits, Keys, ChannelPolicy, ChoicePolicy)
+D = TypeVar(
+    "D", Traffic, Breakers, Degradation, Limits, Keys, ChannelPolicy, ChoicePolicy,
+    RuleSet, RiskList, FeatureSet, RiskModel,
+)  # fmt: skip
 
 
 class InvalidPolicy(ValueError):
@@ -101,6 +117,8 @@ class PolicySet:
 
     policies: Mapping[str, Policy] = field(default_factory=dict)
     applied: tuple[Applied, ...] = ()
+    # Of the last change of any risk document.
+    risk_revision: int = 0
 
     def of(self, document: type[D], cell: str | None = None) -> list[D]:
         """Documents of a kind, that apply to the cell, by name."""
@@ -109,7 +127,7 @@ class PolicySet:
             for _, policy in sorted(self.policies.items())
             if isinstance(policy.document, document)
         )
-        return [item for item in found if cell is None or not item.cells or cell in item.cells]
+        return [item for item in found if cell is None or cell in (cells_of(item) or (cell,))]
 
 
 def policy_key(kind: str, name: str) -> str:
@@ -131,8 +149,9 @@ def parse_name(kind: str, name: str) -> PolicyKind:
 
 def parse(kind: PolicyKind, text: str) -> Document:
     """The document that a JSON text is. Raises InvalidPolicy."""
-    if len(text) > DOCUMENT_BYTES_MAX:
-        raise InvalidPolicy([Violation("document", f"is longer than {DOCUMENT_BYTES_MAX} bytes")])
+    bytes_max = RISK_DOCUMENT_BYTES_MAX if kind in RISK_KINDS else DOCUMENT_BYTES_MAX
+    if len(text.encode()) > bytes_max:
+        raise InvalidPolicy([Violation("document", f"is longer than {bytes_max} bytes")])
     try:
         document: Document = _adapter(kind).validate_json(text)
     except ValidationError as error:
@@ -172,7 +191,8 @@ def _contradictions(document: Document) -> list[Violation]:
             return _of_channel(document)
         case ChoicePolicy():
             return _of_choice(document)
-        case Breakers() | Keys():
+        case Breakers() | Keys() | RuleSet() | RiskList() | FeatureSet() | RiskModel():
+            # Of risk: router/policies/risk.py, for it takes longer than a turn of the event loop.
             return []
 
 
@@ -311,9 +331,13 @@ def _of_choice(document: ChoicePolicy) -> list[Violation]:
 
 def envelope(text: str, *, reason: str, actor: str, time_ms: int) -> str:
     """What stands in etcd: the document, and who wrote it, when and why."""
-    return json.dumps(
-        {"document": json.loads(text), "reason": reason, "actor": actor, "time_ms": time_ms}
-    )
+    document = json.loads(text)
+    return _compact({"document": document, "reason": reason, "actor": actor, "time_ms": time_ms})
+
+
+def _compact(value: Any) -> str:
+    """Never longer than it was written: a large document must fit into etcd, and then in here."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 class Enveloped(NamedTuple):
@@ -328,7 +352,7 @@ def open_envelope(value: str) -> Enveloped:
     try:
         raw = json.loads(value)
         return Enveloped(
-            json.dumps(raw["document"]),
+            _compact(raw["document"]),
             str(raw.get("reason", "")),
             str(raw.get("actor", "")),
             int(raw.get("time_ms", 0)),
@@ -361,7 +385,8 @@ def take(before: PolicySet, stored: Mapping[str, tuple[str, int]]) -> PolicySet:
             applied.append(Applied(kind, name, revision, str(error)[:500]))
         if known is not None:
             policies[key] = known
-    return PolicySet(policies, tuple(applied))
+    risk_revision = stored[RISK_REVISION_KEY][1] if RISK_REVISION_KEY in stored else 0
+    return PolicySet(policies, tuple(applied), risk_revision)
 
 
 def modes_at(documents: Sequence[Degradation], level: int) -> Mapping[Feature, Mode]:

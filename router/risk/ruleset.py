@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from router.risk.expressions import BadExpression, Compiled, compile_expression
+from router.risk.compiling import Compiling, InList, function_of
+from router.risk.expressions import BadExpression, Compiled
 from router.risk.facts import NOTHING, Type, Value
 from router.risk.model import STRICTNESS, Action, Decision, Hit, Mode, Rule, RuleSet
 
-InList = Callable[[str, str], bool]
-# One function of all rules would take Python's compiler minutes; of some hundreds, milliseconds.
-_RULES_A_FUNCTION = 200
-_Function = Callable[[Mapping[str, Value], InList], list[int]]
+# One function of all rules would take Python's compiler minutes, and it does not let go of the
+# interpreter meanwhile; of so many it takes a few milliseconds.
+_RULES_A_FUNCTION = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +27,14 @@ class Fault:
     column: int = 0
 
 
-def faults(document: RuleSet, types: Mapping[str, Type], lists: frozenset[str]) -> Sequence[Fault]:
+def faults(
+    document: RuleSet,
+    types: Mapping[str, Type],
+    lists: frozenset[str],
+    compiling: Compiling | None = None,
+) -> Sequence[Fault]:
     """All that is wrong with a rule set: expressions, names, times, and cases that do not hold."""
+    compiling = compiling or Compiling()
     found: list[Fault] = []
     seen: set[str] = set()
     for number, rule in enumerate(document.rules):
@@ -39,7 +44,7 @@ def faults(document: RuleSet, types: Mapping[str, Type], lists: frozenset[str]) 
         seen.add(rule.name)
         found += _time_faults(at, rule)
         try:
-            compiled = compile_expression(rule.when, types, lists)
+            compiled = compiling.expression(rule.when, types, lists)
         except BadExpression as error:
             found.append(Fault(f"{at}.when", error.message, error.line, error.column))
             continue
@@ -77,7 +82,7 @@ def _case_faults(
             found += wrong
             continue
         facts = complete(case.facts, types)
-        if bool(_function([compiled])(facts, _asks(case.lists))) != case.matches:
+        if bool(function_of([compiled])(facts, _asks(case.lists))) != case.matches:
             found.append(Fault(field, f"should {'' if case.matches else 'not '}match"))
     return found
 
@@ -114,19 +119,19 @@ class Rules:
         *,
         version: int,
         now: datetime,
+        compiling: Compiling | None = None,
     ) -> None:
         """`now`: which rules are in force; `changes_at` says until when this stays so."""
+        compiling = compiling or Compiling()
         self.version = version
         self._rules = [
             rule for rule in document.rules if rule.mode != Mode.OFF and _in_force(rule, now)
         ]
+        self.names = frozenset(rule.name for rule in self._rules)
         self.changes_at = _next_change(document, now)
-        compiled = [
-            compile_expression(rule.when, types, lists, prefix=f"r{number}_k")
-            for number, rule in enumerate(self._rules)
-        ]
+        compiled = [compiling.expression(rule.when, types, lists) for rule in self._rules]
         self._functions = [
-            (start, _function(compiled[start : start + _RULES_A_FUNCTION]))
+            (start, compiling.function(compiled[start : start + _RULES_A_FUNCTION]))
             for start in range(0, len(compiled), _RULES_A_FUNCTION)
         ]
         self.features = frozenset(name for item in compiled for name in item.names)
@@ -174,19 +179,3 @@ def _next_change(document: RuleSet, now: datetime) -> datetime | None:
         if moment is not None and moment > now
     ]
     return min(moments, default=None)
-
-
-def _function(compiled: Sequence[Compiled]) -> _Function:
-    """Python of some rules: names are read once, then one `if` a rule."""
-    names = {name: variable for item in compiled for name, variable in item.names.items()}
-    scope: dict[str, Any] = {}
-    lines = ["def evaluate(facts, in_list):"]
-    lines += [f"    {variable} = facts[{name!r}]" for name, variable in sorted(names.items())]
-    lines.append("    found = []")
-    for place, item in enumerate(compiled):
-        scope.update(item.constants)
-        lines.append(f"    if {item.python}: found.append({place})")
-    lines.append("    return found")
-    exec(compile("\n".join(lines), "<rules>", "exec"), scope)
-    function: _Function = scope["evaluate"]
-    return function

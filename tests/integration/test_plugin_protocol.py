@@ -81,6 +81,31 @@ def test_a_resource_lives_from_plan_to_destroy(call: Call) -> None:
     assert call(call="import_", type=kind, id="700-703")["state"]["cell"] == "c"
 
 
+def test_risk_documents_are_resources_that_hold_each_other(call: Call) -> None:
+    call(call="configure", config={})
+
+    def planned(name: str, document: Any) -> dict[str, Any]:
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+        return {"name": name, "document": text, "reason": "a test", "revision": "<unknown>"}
+
+    lists, rules = "cellpay_policy_risk_lists", "cellpay_policy_risk_rules"
+    rule = {"name": "tf", "when": 'in_list("tf", device.id)', "action": "deny", "reason": "TF"}
+    asked = planned("tf", {"rules": [rule]})
+    refused = call(call="apply", type=rules, prior=None, planned=asked)
+    assert refused["state"] is None
+    assert "line 1, column 9: there is no list tf" in refused["told"][0]
+    made = call(call="apply", type=lists, prior=None, planned=planned("tf", {"entries": []}))
+    assert made["told"] == []
+    ruled = call(call="apply", type=rules, prior=None, planned=asked)
+    assert ruled["told"] == []
+    assert call(call="read", type=rules, state=ruled["state"])["state"] == ruled["state"]
+    kept = call(call="apply", type=lists, prior=made["state"], planned=None)
+    assert "POLICY_IN_USE" in kept["told"][0]
+    for kind, state in ((rules, ruled["state"]), (lists, made["state"])):
+        gone = call(call="apply", type=kind, prior=state, planned=None)
+        assert gone == {"state": None, "told": []}
+
+
 def test_what_is_wrong_is_told_and_changes_nothing(call: Call) -> None:
     call(call="configure", config={})
     cell = {"cell": "z", "drained": False, "reason": "a test", "region": "<unknown>"}

@@ -29,7 +29,10 @@ except ImportError:
     # A control plane of before the policies' service: it has the failover policy alone.
     policies_pb2 = policies_pb2_grpc = None
 
-_KINDS = ("traffic", "breakers", "degradation", "limits", "channels", "choice")
+_KINDS = (
+    "traffic", "breakers", "degradation", "limits", "keys", "channels", "choice",
+    "risk-rules", "risk-lists", "risk-features", "risk-model",
+)  # fmt: skip
 
 
 class Document(NormalizedJson):
@@ -111,7 +114,7 @@ class DocumentPolicy(MeshResource):
 
     @classmethod
     def get_name(cls) -> str:
-        return f"policy_{cls.kind}"
+        return f"policy_{cls.kind.replace('-', '_')}"
 
     @classmethod
     def get_schema(cls) -> schema.Schema:
@@ -200,4 +203,7 @@ def document_policies() -> list[type[DocumentPolicy]]:
     """One resource a kind, where the control plane's protos know policies."""
     if policies_pb2 is None:
         return []
-    return [type(f"{kind.title()}Policy", (DocumentPolicy,), {"kind": kind}) for kind in _KINDS]
+    return [
+        type(f"{kind.title().replace('-', '')}Policy", (DocumentPolicy,), {"kind": kind})
+        for kind in _KINDS
+    ]

@@ -1,0 +1,1 @@
+"""What people of risk work with: their files, and records replayed under other rules."""
