@@ -32,7 +32,7 @@ class TreeModel:
         self.model = model
         self.facts = frozenset(name for item in model.inputs for name in item.facts)
         self._explain_from = explain_from
-        self._numbers = _inputs_function(model.inputs)
+        self._numbers = inputs_function(model.inputs)
         self._functions = [
             _trees_function(model.trees[start : start + _TREES_A_FUNCTION], len(model.inputs))
             for start in range(0, len(model.trees), _TREES_A_FUNCTION)
@@ -50,13 +50,15 @@ class TreeModel:
         value = probability(self.log_odds(numbers))
         return Score(value, self.factors(numbers) if value >= self._explain_from else ())
 
-    def log_odds(self, numbers: _Numbers) -> float:
+    def log_odds(self, numbers: Sequence[float]) -> float:
         total = self.model.base
         for function in self._functions:
             total += function(numbers)
         return total
 
-    def factors(self, numbers: _Numbers) -> tuple[tuple[str, float], ...]:
+    def factors(
+        self, numbers: Sequence[float], count: int = FACTORS_MAX
+    ) -> tuple[tuple[str, float], ...]:
         """By how much each input moved the log-odds, largest first.
 
         Along each tree's path, what a node expects less what its parent did, put down to the input
@@ -72,7 +74,7 @@ class TreeModel:
                 place, split = below, tree.split[below]
         largest = sorted(moved.items(), key=lambda item: (-abs(item[1]), item[0]))
         inputs = self.model.inputs
-        return tuple((inputs[at].told, round(far, 4)) for at, far in largest[:FACTORS_MAX])
+        return tuple((inputs[at].told, round(far, 4)) for at, far in largest[:count])
 
 
 def probability(log_odds: float) -> float:
@@ -80,7 +82,8 @@ def probability(log_odds: float) -> float:
     return 1.0 / (1.0 + math.exp(-bounded))
 
 
-def _inputs_function(inputs: Sequence[Input]) -> Callable[[Mapping[str, Value]], _Numbers]:
+def inputs_function(inputs: Sequence[Input]) -> Callable[[Mapping[str, Value]], _Numbers]:
+    """Of complete facts, one number an input: training and the path share it."""
     lines = ["def numbers(facts):", "    return ("]
     lines += [f"        {_input_python(item)}," for item in inputs]
     lines.append("    )")
@@ -101,12 +104,12 @@ def _input_python(item: Input) -> str:
     return fact + times + over
 
 
-def _trees_function(trees: Sequence[Tree], inputs: int) -> Callable[[_Numbers], float]:
+def _trees_function(trees: Sequence[Tree], inputs: int) -> Callable[[Sequence[float]], float]:
     names = "".join(f"x{number}, " for number in range(inputs))
     lines = ["def trees(numbers):", f"    {names} = numbers", "    return ("]
     lines += [f"        + {_tree_python(tree)}" for tree in trees]
     lines.append("    )")
-    function: Callable[[_Numbers], float] = _define("trees", lines)
+    function: Callable[[Sequence[float]], float] = _define("trees", lines)
     return function
 
 

@@ -10,7 +10,7 @@ outside: it only fails to end where it should.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
@@ -30,9 +30,9 @@ _NUMBERS = (Type.INT, Type.DOUBLE, Type.BOOL)
 class BadModel(ValueError):
     """A model that is not accepted, and where."""
 
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
-        self.field = field
+    def __init__(self, at: str, message: str) -> None:
+        super().__init__(f"{at}: {message}")
+        self.field = at
         self.message = message
 
 
@@ -94,7 +94,7 @@ class Model:
     # By the place of an input.
     inputs_reference: dict[int, Reference]
     # How it was made: seeds, counts, versions, thresholds and what they found.
-    notes: dict[str, str | int | float] = Field(default_factory=dict)
+    notes: dict[str, str | int | float] = field(default_factory=dict)
 
 
 _MODEL = TypeAdapter(Model)
@@ -110,10 +110,10 @@ def parse(text: str | bytes, types: Mapping[str, Type] | None = None) -> Model:
         model = _MODEL.validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "model"
-        raise BadModel(field, first["msg"]) from None
-    for field, message in _faults(model, types):
-        raise BadModel(field, message)
+        at = ".".join(str(part) for part in first["loc"]) or "model"
+        raise BadModel(at, first["msg"]) from None
+    for at, message in _faults(model, types):
+        raise BadModel(at, message)
     return model
 
 

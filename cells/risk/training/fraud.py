@@ -40,6 +40,9 @@ def account_takeover(world: World, at_s: float) -> Iterator[Request]:
     country = victim.country if chance.random() < 0.5 else chance.choice(FOREIGN)
     if chance.random() < 0.2:
         device = ""
+    elif chance.random() < 0.2:
+        # A stolen session: nothing is new but who holds it.
+        device, ip, country = victim.devices[0], victim.home_ip, victim.country
     mule = _mule(world, at_s)
     for _ in range(chance.randint(1, 5)):
         at_s += chance.expovariate(1 / 500)
@@ -184,16 +187,16 @@ def slow_drain(world: World, at_s: float) -> Iterator[Request]:
 
 # Runs a day for each thousand users: every pattern is to have some hundreds of requests in a stream.
 TRAINED: Mapping[_Attack, float] = {
-    card_testing: 0.07,
-    account_takeover: 0.35,
-    mule_fan_in: 0.07,
-    velocity_burst: 0.07,
-    rotating_bot: 0.06,
-    high_value_new_device: 0.6,
-    top_up_and_out: 0.14,
-    night_drain: 0.18,
+    card_testing: 0.14,
+    account_takeover: 0.7,
+    mule_fan_in: 0.14,
+    velocity_burst: 0.14,
+    rotating_bot: 0.12,
+    high_value_new_device: 1.2,
+    top_up_and_out: 0.28,
+    night_drain: 0.36,
 }
-UNSEEN: Mapping[_Attack, float] = {collusive_merchant: 0.08, slow_drain: 0.2}
+UNSEEN: Mapping[_Attack, float] = {collusive_merchant: 0.16, slow_drain: 0.4}
 PATTERNS = tuple(attack.__name__ for attack in (*TRAINED, *UNSEEN))
 
 

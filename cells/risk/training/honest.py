@@ -26,12 +26,15 @@ def day_of(world: World, person: Person, day: int) -> Iterator[Request]:
     age_d = (begin_s - person.born_s) / DAY_S
     if age_d < 0:
         return
-    _live(world, person, begin_s)
+    new_device = _live(world, person, begin_s)
     # The first days with a new wallet are busy.
     rate = person.rate * (2.0 if age_d < 4 else 1.0)
     for _ in range(_poisson(world, rate)):
         yield _ordinary(world, person, _moment(world, person, begin_s))
     at_s = _moment(world, person, begin_s)
+    if new_device and chance.random() < 0.3:
+        # The new telephone is tried out: a whole balance to the bank, or what goes with it.
+        yield _move_out(world, person, at_s)
     if chance.random() < _SPREE:
         yield from _spree(world, person, at_s)
     if chance.random() < _MOVE_OUT:
@@ -45,18 +48,33 @@ def day_of(world: World, person: Person, day: int) -> Iterator[Request]:
         yield _ask(world, person, at_s, "pay", world.shops(1)[0], amount)
 
 
-def _live(world: World, person: Person, begin_s: float) -> None:
-    """Journeys begin and end, telephones break."""
+def campaign(world: World, at_s: float) -> Iterator[Request]:
+    """A shop's offer brings new people, many of them from one campus, who all buy the same."""
+    chance = world.random
+    shop, price, campus = world.shops(1)[0], chance.choice((100, 199, 300, 500)), world.ip()
+    for _ in range(chance.randint(6, 25)):
+        at_s += chance.expovariate(1 / 240)
+        person = world.settle(at_s - chance.uniform(0.001, 0.3) * DAY_S)
+        person.friends = [chance.choice(world.honest).user for _ in range(3)]
+        person.balance = chance.choice((0, 0, 2000, 5000))
+        asked = _ask(world, person, at_s, "pay", shop, price)
+        yield asked._replace(ip=campus) if chance.random() < 0.6 else asked
+
+
+def _live(world: World, person: Person, begin_s: float) -> bool:
+    """Journeys begin and end, telephones break: is there a new one?"""
     chance = world.random
     if person.travels_until_s < begin_s and chance.random() < _TRAVEL:
         person.travels_until_s = begin_s + chance.uniform(2, 12) * DAY_S
         person.travels_in, person.travel_ip = chance.choice(FOREIGN), world.ip()
     if chance.random() < _NEW_ADDRESS:
         person.home_ip = world.ip()
-    if chance.random() < _NEW_DEVICE:
+    new_device = chance.random() < _NEW_DEVICE
+    if new_device:
         person.devices[0] = world.mint("dev")
         if chance.random() < 0.3:
             person.cards[0] = world.card(person.country)
+    return new_device
 
 
 def _poisson(world: World, mean: float) -> int:

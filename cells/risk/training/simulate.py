@@ -15,7 +15,7 @@ from itertools import count
 from typing import NamedTuple
 
 from cells.risk.training.fraud import TRAINED, UNSEEN, runs
-from cells.risk.training.honest import day_of, topped_up
+from cells.risk.training.honest import campaign, day_of, topped_up
 from cells.risk.training.past import Past
 from cells.risk.training.world import DAY_S, HONEST, HOUR_S, Request, World
 from router.risk.facts import FACTS, FEATURE_PREFIX, Value
@@ -27,7 +27,9 @@ _EPOCH_S = 1_767_571_200
 CURRENCY = "USD"
 _HELD_OUT_PERCENT = 30
 # New users a day, of those there are.
-_GROWTH = 1 / 400
+_GROWTH = 1 / 500
+# Shops' offers to new users a day, for each thousand there are.
+_CAMPAIGNS = 0.06
 
 
 class Event(NamedTuple):
@@ -81,6 +83,9 @@ def _requests(world: World, plan: Plan) -> Iterator[Request]:
             person.balance = 0
         for person in list(world.honest):
             for asked in day_of(world, person, day):
+                heapq.heappush(waiting, (asked.at_s, next(order), asked))
+        if world.random.random() < _CAMPAIGNS * thousands:
+            for asked in campaign(world, (day + world.random.uniform(0.1, 0.6)) * DAY_S):
                 heapq.heappush(waiting, (asked.at_s, next(order), asked))
         for asked in runs(world, attacks, day, thousands):
             heapq.heappush(waiting, (asked.at_s, next(order), asked))
