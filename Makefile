@@ -88,6 +88,9 @@ choice-sim: $(STAMP)  ## a day of charges with outages, under five ways to choos
 choice-decide: $(STAMP)  ## what one choice of a bank takes → bench/results/choice_decide.json
 	@$(BIN)/python -m tests.bench.choice_decide
 
+risk-model: $(STAMP)  ## trains the example risk model → examples/risk/model.json, docs/risk-model.md; two minutes
+	@$(BIN)/python -m cells.risk.training
+
 iso8583: $(STAMP)  ## ISO 8583 messages a second through one connection and one core → bench/results/iso8583.json
 	@$(BIN)/python -m tests.bench.iso8583
 

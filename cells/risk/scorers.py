@@ -108,9 +108,10 @@ class Scorers:
         for document in documents:
             item = known.get(document.sha256)
             if item is None or item.version != document.version:
-                model = TreeModel(parse(text_of(document), types))
-                model.version = document.version
-                item = InForce(model, document.sha256, self._clock_s)
+                model = parse(text_of(document), types)
+                if model.version != document.version:
+                    raise BadModel("version", f"the text is that of {model.version}")
+                item = InForce(TreeModel(model), document.sha256, self._clock_s)
             made.append((document.mode, item))
         return made
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import argparse
 import time
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from cells.risk.training import evaluate
 from cells.risk.training.dataset import (
@@ -24,7 +24,8 @@ from cells.risk.training.evaluate import Pattern, Point, patterns, points, thres
 from cells.risk.training.fit import Shape, fit, gains, references, scores_of
 from cells.risk.training.plot import draw
 from cells.risk.training.simulate import Plan
-from router.risk.trees import Input, Model, dump
+from router.risk.artefact import ModelMode, RiskModel, pack
+from router.risk.trees import Input, Model, dump, facts_of
 
 _ROOT = EXAMPLES.parents[1]
 _PAGE = _ROOT / "docs" / "risk-model.md"
@@ -52,11 +53,9 @@ def main() -> None:
     )
     model = fit(trained_on, Shape(), given.version)
     model = annotated(model, chosen_on, {"requests_trained_on": len(trained_on.day), "seed": 1})
-    text = dump(model)
-    given.out.write_text(text + "\n", encoding="utf-8")
+    written = write(model, given.out)
     took_s = time.process_time() - began
-    size = len(zlib.compress(text.encode(), 9))
-    print(f"{given.out}: {len(text)} bytes, {size} compressed; {took_s:.0f} s of processor time")
+    print(f"{given.out}: {written} bytes; {took_s:.0f} s of processor time")
     told = tell(model, chosen_on, judged_on, fresh)
     print(told)
     if given.no_docs:
@@ -66,6 +65,15 @@ def main() -> None:
     page = f"{page.split(begin)[0]}{begin}\n{told}\n{end}{page.split(end)[1]}"
     _PAGE.write_text(page, encoding="utf-8")
     draw(scores_of(model, judged_on.numbers), judged_on, _PAGE.with_suffix(".svg"))
+
+
+def write(model: Model, path: Path) -> int:
+    """As the policy's document, in the shadow: it goes live by an operator's hand. Its size."""
+    packed = pack(dump(model).encode(), model.version, ModelMode.SHADOW, facts_of(model))
+    document = replace(packed, description="Trained on a simulated stream: docs/risk-model.md.")
+    text = TypeAdapter(RiskModel).dump_json(document, indent=1).decode() + "\n"
+    path.write_text(text, encoding="utf-8")
+    return len(text)
 
 
 def split(stream: Dataset, until_day: int = TRAINED_UNTIL_DAY) -> tuple[Dataset, Dataset, Dataset]:
