@@ -91,6 +91,9 @@ choice-decide: $(STAMP)  ## what one choice of a bank takes → bench/results/ch
 risk-model: $(STAMP)  ## trains the example risk model → examples/risk/model.json, docs/risk-model.md; two minutes
 	@$(BIN)/python -m cells.risk.training
 
+risk-model-bench: $(STAMP)  ## what scoring a request takes → bench/results/risk_model.json
+	@$(BIN)/python -m tests.bench.risk_model
+
 iso8583: $(STAMP)  ## ISO 8583 messages a second through one connection and one core → bench/results/iso8583.json
 	@$(BIN)/python -m tests.bench.iso8583
 

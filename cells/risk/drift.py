@@ -1,6 +1,6 @@
 """Does the model still see what it was trained on? Population stability of scores and inputs.
 
-The population stability index of a binned quantity is Σ (now − then) × ln(now / then) over its
+The population stability index of a binned quantity is Σ (now - then) * ln(now / then) over its
 bins' shares; by the banks' rule of thumb (Siddiqi 2006) under 0.1 is nothing, over 0.25 a change.
 Counted over the last day, because nights differ from days; in this process alone. Pure: hours are
 given.

@@ -25,7 +25,7 @@ _LOG_ODDS_MAX = 500.0
 
 
 class TreeModel:
-    """A Scorer (cells.risk.interface). Made off the event loop: it compiles for a tenth of a second."""
+    """A Scorer (cells.risk.interface). Made off the event loop: it compiles for 100 ms."""
 
     def __init__(self, model: Model, explain_from: float = EXPLAIN_FROM) -> None:
         self.version = model.version
@@ -99,7 +99,7 @@ def _input_python(item: Input) -> str:
         other = f"facts[{item.differs!r}]"
         return f'{fact} != {other} and {fact} != "" and {other} != ""'
     times = f" * facts[{item.times!r}]" if item.times else ""
-    # What is above minus one is not divided by nothing; a balance may be below.
+    # Never by nothing; a balance may be negative.
     over = f" / (1 + max(0, facts[{item.over!r}]))" if item.over else ""
     return fact + times + over
 

@@ -2,8 +2,8 @@
 
     knowledge ──▶ hear ──▶ a thread: unpack, parse, compile ──▶ live, shadows   (both at once)
 
-Whoever scores takes `live` once for a group. What is not changed is not compiled again. A model that
-is not valid changes nothing: those in force stay, and `alarm` says why.
+Whoever scores takes `live` once for a group. What is not changed is not compiled again. A model
+that is not valid changes nothing: those in force stay, and `alarm` says why.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The text of a model of boosted trees: parsed, bounded, checked. Pure.
 
-Its text is JSON. A tree is three columns over its nodes in preorder (a node, all that is left of it,
-all that is right of it): `split` is the input that is asked, or -1 at a leaf; `at` the number that it
-is compared with (less or equal goes left); `value` what the node expects, in log-odds, which at a
-leaf is what the tree says. Preorder needs no pointers, so a broken text can neither loop nor point
-outside: it only fails to end where it should.
+Its text is JSON. A tree is three columns over its nodes in preorder (a node, all that is left of
+it, all that is right of it): `split` is the input that is asked, or -1 at a leaf; `at` the number
+that it is compared with (less or equal goes left); `value` what the node expects, in log-odds,
+which at a leaf is what the tree says. Preorder needs no pointers, so a broken text can neither loop
+nor point outside: it only fails to end where it should.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class BadModel(ValueError):
 @_DOCUMENT
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One number, made of facts: a fact, fact × times / (1 + over), or a yes or no."""
+    """One number, made of facts: a fact, fact * times / (1 + over), or a yes or no."""
 
     fact: str
     times: str = ""

@@ -1,4 +1,4 @@
-"""Models come and go while requests are scored; what is not valid changes nothing; drift is seen."""
+"""Models come and go while requests are scored; invalid ones change nothing; drift is seen."""
 
 from __future__ import annotations
 

@@ -117,7 +117,8 @@ def tell(model: Model, chosen_on: Dataset, judged_on: Dataset, fresh: Dataset) -
     both = threshold_at(*chosen, GOAL_RATE, with_rules=True)
     everything = patterns(scores_of(model, fresh.numbers), fresh, alone, both)
     lines += [
-        "By pattern, in the two other worlds, at the thresholds for 0.5 %. The last two patterns were never trained on.",
+        "By pattern, in the two other worlds, at the thresholds for 0.5 %. The last two patterns"
+        " were never trained on.",
         "", *_patterns_table(everything), "",
         "What moves scores most (mean of absolute log-odds): "
         + ", ".join(f"`{item.told}` {far:.2f}" for item, far in _largest(model, judged_on)) + ".",
@@ -139,21 +140,24 @@ def _counts(data: Dataset) -> str:
 
 def _points_table(found: list[Point]) -> list[str]:
     lines = [
-        "| | score from | false positives, % | recall, % | precision, % | precision, %, were 1 in 1,000 fraud |",
+        "| | score from | false positives, % | recall, % | precision, %"
+        " | precision, %, were 1 in 1,000 fraud |",
         "|---|---|---|---|---|---|",
     ]
     for item in found:
         threshold = "" if item.threshold >= evaluate.NEVER else f"{item.threshold:.3f}"
         lines.append(
-            f"| {item.way} | {threshold} | {100 * item.false_positives:.2f} | {100 * item.recall:.1f}"
-            f" | {100 * item.precision:.1f} | {100 * item.precision_in_life:.1f} |"
+            f"| {item.way} | {threshold} | {100 * item.false_positives:.2f}"
+            f" | {100 * item.recall:.1f} | {100 * item.precision:.1f}"
+            f" | {100 * item.precision_in_life:.1f} |"
         )
     return lines
 
 
 def _patterns_table(found: list[Pattern]) -> list[str]:
     lines = [
-        "| pattern | requests | attacks | rules, % | model, % | both, % | attacks noticed, % | asked for before, % of the money |",
+        "| pattern | requests | attacks | rules, % | model, % | both, % | attacks noticed, %"
+        " | asked for before, % of the money |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for item in sorted(found, key=lambda item: (item.name in _UNSEEN, item.name)):
@@ -169,9 +173,7 @@ def _joined(parts: list[Dataset]) -> Dataset:
     columns: dict[str, Array] = {}
     for name in Dataset.__slots__[1:]:
         columns[name] = np.concatenate([getattr(part, name) for part in parts])
-    apart = np.concatenate(
-        [part.episode + 1_000_000 * number for number, part in enumerate(parts)]
-    )
+    apart = np.concatenate([part.episode + 1_000_000 * number for number, part in enumerate(parts)])
     return Dataset(parts[0].inputs, **{**columns, "episode": apart})
 
 

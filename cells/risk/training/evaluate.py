@@ -84,7 +84,7 @@ def points(
 
 
 def patterns(scores: Array, data: Dataset, alone: float, both: float) -> list[Pattern]:
-    """In the order of their names. `alone`, `both`: thresholds of the model by itself, with rules."""
+    """In the order of names. `alone`, `both`: thresholds of the model by itself, with rules."""
     found = []
     for name in sorted({str(name) for name in data.pattern} - {""}):
         of = data.where(data.pattern == name)

@@ -185,7 +185,7 @@ def slow_drain(world: World, at_s: float) -> Iterator[Request]:
         )  # fmt: skip
 
 
-# Runs a day for each thousand users: every pattern is to have some hundreds of requests in a stream.
+# Runs a day for each thousand users: each pattern is to have hundreds of requests in a stream.
 TRAINED: Mapping[_Attack, float] = {
     card_testing: 0.14,
     account_takeover: 0.7,

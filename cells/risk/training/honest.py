@@ -17,6 +17,11 @@ _MOVE_OUT = 1 / 250
 _CARD_TROUBLE = 1 / 300
 _BIG_PURCHASE = 1 / 200
 _NEW_ADDRESS = 1 / 60
+# Of requests: a private window, a cleared browser: a device that nobody has seen and nobody will.
+_PRIVATE = 0.012
+# Of those who have just come: a small charge first, to see whether it works; and who stays.
+_TRIAL = 0.35
+_STAYS = 0.5
 
 
 def day_of(world: World, person: Person, day: int) -> Iterator[Request]:
@@ -29,6 +34,8 @@ def day_of(world: World, person: Person, day: int) -> Iterator[Request]:
     new_device = _live(world, person, begin_s)
     # The first days with a new wallet are busy.
     rate = person.rate * (2.0 if age_d < 4 else 1.0)
+    if 2 < age_d <= 3 and chance.random() > _STAYS:
+        person.rate = 0.01
     for _ in range(_poisson(world, rate)):
         yield _ordinary(world, person, _moment(world, person, begin_s))
     at_s = _moment(world, person, begin_s)
@@ -123,6 +130,8 @@ def topped_up(world: World, asked: Request) -> Request:
     """What an honest person does first whose balance is too small."""
     person = world.people[asked.user]
     amount = int(asked.amount * world.random.uniform(1.0, 4.0)) + 1000
+    if asked.at_s - person.born_s < DAY_S and world.random.random() < _TRIAL:
+        amount = max(asked.amount, world.random.choice((100, 200, 500, 1000)))
     return asked._replace(
         operation="charge", payee="", share=0.0, amount=amount,
         card=world.random.choice(person.cards),
@@ -147,6 +156,8 @@ def _ask(
     device = person.devices[min(int(chance.expovariate(1.3)), len(person.devices) - 1)]
     if operation == "pay" and chance.random() < 0.01:
         device = chance.choice(world.kiosks)
+    if chance.random() < _PRIVATE:
+        device = world.mint("dev")
     known = chance.random() < 0.97
     return Request(
         at_s, operation, person.user, payee, amount, 0.0, "" if person.silent else device,

@@ -27,9 +27,9 @@ _EPOCH_S = 1_767_571_200
 CURRENCY = "USD"
 _HELD_OUT_PERCENT = 30
 # New users a day, of those there are.
-_GROWTH = 1 / 500
+_GROWTH = 1 / 120
 # Shops' offers to new users a day, for each thousand there are.
-_CAMPAIGNS = 0.06
+_CAMPAIGNS = 0.12
 
 
 class Event(NamedTuple):
@@ -46,7 +46,7 @@ class Event(NamedTuple):
 
     @property
     def held_out(self) -> bool:
-        """Of a user who is kept from training, by a hash of the ID: new accounts are divided too."""
+        """Of a user who is kept from training, by a hash of the ID: new ones are divided too."""
         return zlib.crc32(self.observation.user.encode()) % 100 < _HELD_OUT_PERCENT
 
 

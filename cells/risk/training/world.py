@@ -1,4 +1,4 @@
-"""What a simulated stream is made of: people, their devices, addresses and cards; requests, labels."""
+"""What a simulated stream is made of: people, devices, addresses and cards; requests, labels."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class World:
         """Somebody opens an account."""
         chance = self.random
         _, country, ahead = chance.choices(COUNTRIES, [share for share, _, _ in COUNTRIES])[0]
-        abroad = chance.random() < 0.04
+        abroad = chance.random() < (0.1 if born_s > 0 else 0.04)
         person = Person(
             user=self.mint("usr"),
             born_s=born_s,
