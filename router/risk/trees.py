@@ -135,9 +135,9 @@ def _faults(model: Model, types: Mapping[str, Type] | None) -> Iterator[tuple[st
             yield f"trees[{number}]", why
     references = {"score": model.score}
     references |= {f"inputs_reference[{at}]": item for at, item in model.inputs_reference.items()}
-    for at in model.inputs_reference:
-        if not 0 <= at < len(model.inputs):
-            yield f"inputs_reference[{at}]", "there is no such input"
+    for place in model.inputs_reference:
+        if not 0 <= place < len(model.inputs):
+            yield f"inputs_reference[{place}]", "there is no such input"
     for name, reference in references.items():
         if len(reference.shares) != len(reference.edges) + 1:
             yield f"{name}.shares", "wants one more than edges"

@@ -29,7 +29,7 @@ from router.risk.trees import Input, Model, dump, facts_of
 
 _ROOT = EXAMPLES.parents[1]
 _PAGE = _ROOT / "docs" / "risk-model.md"
-RATES = (0.002, 0.005, 0.01)
+RATES = (0.003, 0.005, 0.01)
 GOAL_RATE = 0.005
 # Days of a stream before which windows of 30 days are too empty to learn from.
 WARM_UP_DAYS = 20

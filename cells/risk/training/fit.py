@@ -61,7 +61,8 @@ def scores_of(model: Model, numbers: Array) -> Array:
     """By the runtime of the path, not LightGBM's."""
     runtime = TreeModel(model)
     log_odds = np.array([runtime.log_odds(row) for row in numbers.tolist()])
-    return 1.0 / (1.0 + np.exp(-log_odds))
+    scores: Array = 1.0 / (1.0 + np.exp(-log_odds))
+    return scores
 
 
 def gains(model: Model, data: Dataset) -> Sequence[tuple[Input, float]]:

@@ -98,7 +98,8 @@ def rotating_bot(world: World, at_s: float) -> Iterator[Request]:
     price = chance.choice((100, 199, 300, 500))
     for _ in range(chance.randint(10, 35)):
         at_s += chance.expovariate(1 / 90)
-        account = _account(world, at_s - chance.uniform(0.01, 2) * DAY_S, balance=2000)
+        born_s = at_s - chance.uniform(0.001, 2) * DAY_S
+        account = _account(world, born_s, balance=chance.choice((500, 2000, 5000)))
         yield Request(
             at_s, "pay", account.user, shop, price, 0.0, world.mint("dev"), chance.choice(ips),
             country,
