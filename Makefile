@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 DESCRIPTORS := gen/cellpay/descriptors.binpb
 
 .PHONY: default demo test quick lint types layers protos openapi reference up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench terraform drills clean install
-.PHONY: default demo test quick lint types layers protos openapi up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench risk-features-bench flink flink-test terraform drills clean install
+.PHONY: default demo test quick lint types layers protos openapi up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench risk-features-bench risk-model risk-model-bench flink flink-test terraform drills clean install
 
 default: lint types layers quick
 
