@@ -1,6 +1,6 @@
 """A trained model as a document: its text, packed, with its hash. Pure.
 
-What the text means only its runtime knows (cells/risk); here it is whole or it is not.
+What the text means is router.risk.trees; here it is whole or it is not.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, with_config
 
+from router.risk import trees
 from router.risk.facts import Type
 
 # Unpacked: more is no model but a bomb.
@@ -72,9 +73,15 @@ def text_of(model: RiskModel) -> bytes:
 def faults(document: RiskModel, types: Mapping[str, Type]) -> Iterator[tuple[str, str]]:
     """What is wrong beyond the document's shape: (field, why)."""
     try:
-        text_of(document)
-    except BrokenModel as error:
+        model = trees.parse(text_of(document), types)
+    except (BrokenModel, trees.BadModel) as error:
         yield "data", str(error)
+    else:
+        if model.version != document.version:
+            yield "version", f"the text is that of {model.version}"
+        untold = sorted({*trees.facts_of(model)} - {*document.facts})
+        if untold:
+            yield "facts", f"it reads {', '.join(untold[:5])} too"
     for number, name in enumerate(document.facts):
         if name not in types:
             yield f"facts[{number}]", f"{name} is unknown"

@@ -21,6 +21,7 @@ from router.identity import spiffe_id
 from router.policies.model import RISK_REVISION_KEY
 from router.policies.rules import envelope, policy_key
 from router.risk.artefact import ModelMode, RiskModel, pack, text_of
+from router.risk.trees import LEAF, Input, Model, Reference, Tree, dump
 from router.store.memory import MemoryStore
 
 ANN = spiffe_id("operator", "ann")
@@ -278,7 +279,11 @@ async def test_a_cards_number_on_a_list_is_told_to_nobody() -> None:
     assert all(number not in record.detail for record in await list_audit(world.store))
 
 
-TEXT = b"a model" * 1000
+def _text(version: str, *facts: str) -> bytes:
+    """Of a model that says nothing of these facts."""
+    inputs = tuple(Input(name) for name in facts or ("amount",))
+    leaf = Tree((LEAF,), (0.0,), (0.5,))
+    return dump(Model(version, inputs, 0.0, (leaf,), Reference((), (1.0,)), {})).encode()
 
 
 def _document(model: Any) -> str:
@@ -287,17 +292,26 @@ def _document(model: Any) -> str:
 
 async def test_a_model_is_whole_and_its_facts_exist() -> None:
     world = World()
-    model = pack(TEXT, "2026-11", ModelMode.LIVE, ("amount", "f.pays_1h"))
-    assert text_of(model) == TEXT
+    text = _text("2026-11", "amount", "f.pays_1h")
+    model = pack(text, "2026-11", ModelMode.LIVE, ("amount", "f.pays_1h"))
+    assert text_of(model) == text
     refusal = await _refused(world.set(MODEL, "it", _document(model)))
-    assert refusal.violations[0].field == "document.facts[1]"
+    assert [item.field for item in refusal.violations] == ["document.data", "document.facts[1]"]
     await world.set(FEATS, "main", FEATURES)
     await world.set(MODEL, "it", _document(model))
     assert (await _refused(world.delete(FEATS, "main"))).reason == "POLICY_IN_USE"
-    second = pack(TEXT, "2026-12", ModelMode.LIVE)
+    other = _text("2026-12")
+    second = pack(other, "2026-12", ModelMode.LIVE, ("amount",))
     refusal = await _refused(world.set(MODEL, "new", _document(second)))
     assert refusal.violations[0].field == "document.mode"
-    await world.set(MODEL, "new", _document(pack(TEXT, "2026-12", ModelMode.SHADOW)))
+    await world.set(MODEL, "new", _document(pack(other, "2026-12", ModelMode.SHADOW, ("amount",))))
+
+
+async def test_a_model_that_reads_more_than_it_says_or_is_another_is_refused() -> None:
+    for told, facts, field in (("v", (), "facts"), ("w", ("amount",), "version")):
+        document = _document(pack(_text("v"), told, ModelMode.LIVE, facts))
+        refusal = await _refused(World().set(MODEL, "it", document))
+        assert [item.field for item in refusal.violations] == [f"document.{field}"]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +319,7 @@ async def test_a_model_is_whole_and_its_facts_exist() -> None:
     [{"sha256": "0" * 64}, {"data": "????"}, {"data": "eJw="}, {"data": "YWJj"}],
 )
 async def test_a_model_that_is_not_what_was_trained_is_refused(field: dict[str, str]) -> None:
-    raw = json.loads(_document(pack(TEXT, "v", ModelMode.LIVE))) | field
+    raw = json.loads(_document(pack(_text("v"), "v", ModelMode.LIVE, ("amount",)))) | field
     refusal = await _refused(World().set(MODEL, "it", raw))
     assert refusal.violations[0].field == "document.data"
 
