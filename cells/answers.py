@@ -11,10 +11,12 @@ from router.errors import Refusal
 
 
 def status_of(reason: Reason) -> grpc.StatusCode:
-    """The gRPC status of a refusal. Only NOT_OWNER is worth a retry with the same input."""
+    """The gRPC status of a refusal. Worth a retry with the same input: UNAVAILABLE, ABORTED."""
     match reason:
-        case Reason.NOT_OWNER:
+        case Reason.NOT_OWNER | Reason.RISK_UNAVAILABLE:
             return grpc.StatusCode.UNAVAILABLE
+        case Reason.RISK_DENIED:
+            return grpc.StatusCode.PERMISSION_DENIED
         case (
             Reason.ORDER_NOT_FOUND
             | Reason.PAYMENT_NOT_FOUND
@@ -30,6 +32,9 @@ def status_of(reason: Reason) -> grpc.StatusCode:
             | Reason.MERCHANT_NOT_FOUND
             | Reason.PAYER_NOT_FOUND
             | Reason.PAYEE_NOT_FOUND
+            | Reason.CHALLENGE_NOT_FOUND
+            | Reason.REVIEW_NOT_FOUND
+            | Reason.FACTOR_NOT_FOUND
         ):
             return grpc.StatusCode.NOT_FOUND
         case (
@@ -60,9 +65,15 @@ def status_of(reason: Reason) -> grpc.StatusCode:
             | Reason.BALANCE_TOO_LARGE
             | Reason.INSTRUMENT_REMOVED
             | Reason.INSTRUMENT_EXPIRED
+            | Reason.CHALLENGE_REQUIRED
+            | Reason.UNDER_REVIEW
+            | Reason.CHALLENGE_ENDED
+            | Reason.REVIEW_ENDED
+            | Reason.FACTOR_LOCKED
+            | Reason.CODE_WRONG
         ):
             return grpc.StatusCode.FAILED_PRECONDITION
-        case Reason.INSTRUMENT_CHANGED | Reason.KEY_REPLACED:
+        case Reason.INSTRUMENT_CHANGED | Reason.KEY_REPLACED | Reason.CASE_CHANGED:
             return grpc.StatusCode.ABORTED
         case _:
             assert_never(reason)

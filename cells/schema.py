@@ -13,6 +13,7 @@ import cells.orders.tables
 import cells.payments.tables
 import cells.payouts.tables
 import cells.reconciliation.tables
+import cells.risk.cases.tables
 import cells.transfers.tables
 import cells.vault.tables  # noqa: F401
 from cells.fencing.tables import metadata

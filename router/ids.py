@@ -45,6 +45,11 @@ class Kind(StrEnum):
     ADJUSTMENT = "adj"
     # A difference between our books and a bank's.
     BREAK = "brk"
+    # What risk decided of a request, what it asks a person for, and a user's second factor.
+    DECISION = "dec"
+    CHALLENGE = "chl"
+    REVIEW = "rvw"
+    FACTOR = "fac"
 
 
 class Purpose(StrEnum):

@@ -134,6 +134,19 @@ class Reason(StrEnum):
 
     NOT_OWNER = "NOT_OWNER"
     EXISTS_WITH_DIFFERENT_INPUT = "EXISTS_WITH_DIFFERENT_INPUT"
+    # What risk says (cells/risk): before all that the books say.
+    RISK_UNAVAILABLE = "RISK_UNAVAILABLE"
+    RISK_DENIED = "RISK_DENIED"
+    CHALLENGE_REQUIRED = "CHALLENGE_REQUIRED"
+    UNDER_REVIEW = "UNDER_REVIEW"
+    CASE_CHANGED = "CASE_CHANGED"
+    CHALLENGE_NOT_FOUND = "CHALLENGE_NOT_FOUND"
+    REVIEW_NOT_FOUND = "REVIEW_NOT_FOUND"
+    FACTOR_NOT_FOUND = "FACTOR_NOT_FOUND"
+    CHALLENGE_ENDED = "CHALLENGE_ENDED"
+    REVIEW_ENDED = "REVIEW_ENDED"
+    FACTOR_LOCKED = "FACTOR_LOCKED"
+    CODE_WRONG = "CODE_WRONG"
     ORDER_NOT_FOUND = "ORDER_NOT_FOUND"
     PAYMENT_NOT_FOUND = "PAYMENT_NOT_FOUND"
     REFUND_NOT_FOUND = "REFUND_NOT_FOUND"
@@ -184,11 +197,13 @@ class Accepted(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """The command had no effect."""
+    """The command did not do what it was asked for."""
 
     reason: Reason
     message: str
     metadata: Mapping[str, str] = {}
+    # What it wrote stays, for it tells of the refusal: a case that waits, a wrong answer.
+    kept: bool = False
 
 
 Outcome = Accepted | Refused

@@ -71,7 +71,8 @@ def decide(book: Book, command: Command) -> Outcome:
     book.begin()
     outcome = command.decide(book)
     if isinstance(outcome, Refused):
-        book.rollback()
+        if not outcome.kept:
+            book.rollback()
     elif idempotency is not None:
         book.put(
             IDEMPOTENCY,

@@ -66,7 +66,7 @@ class Pay:
         if order is None:
             return Refused(Reason.ORDER_NOT_FOUND, "there is no such order")
         if order.payment_id:
-            before = self._before(book.get(PAYMENTS, order.payment_id))
+            before = self.existing(book)
             if before is not None:
                 return before
         state = next_state(order, OrderEvent.PAY)
@@ -112,8 +112,10 @@ class Pay:
         book.tell(self.slot, self.event_id, "payment.succeeded", order.merchant_id, told)
         return Accepted(book.put(PAYMENTS, payment))
 
-    def _before(self, payment: Payment | None) -> Outcome | None:
+    def existing(self, book: Book) -> Outcome | None:
         """The outcome of this request's first run, if the order's payment was made by it."""
+        order = book.get(ORDERS, self.order_id)
+        payment = book.get(PAYMENTS, order.payment_id) if order and order.payment_id else None
         if payment is None or payment.idempotency_key != self.key:
             return None
         if payment.request_hash != self.request_hash:

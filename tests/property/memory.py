@@ -36,6 +36,7 @@ class MemoryStore:
 
     def __init__(self, owners: dict[int, Owner]) -> None:
         self.owners = owners
+        self.now = NOW
         self.rows: dict[RecordType[Any], dict[tuple[int, str], tuple[Any, ...]]] = {}
         self.entries: dict[tuple[int, str, int], Entry] = {}
         self.events: dict[str, dict[str, Any]] = {}
@@ -45,7 +46,7 @@ class MemoryStore:
         for command in commands:
             slots.update(command.other_slots())
         owned = {slot: self.owners[slot] for slot in slots if slot in self.owners}
-        book = Book({slot: it.epoch for slot, it in owned.items() if it.cell == cell}, NOW)
+        book = Book({slot: it.epoch for slot, it in owned.items() if it.cell == cell}, self.now)
         read: set[tuple[RecordType[Any], int, str]] = set()
         self._load(book, read, _first_keys(commands))
         self._load(book, read, _second_keys(commands, book))
