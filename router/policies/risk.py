@@ -45,7 +45,11 @@ class Rulebook:
         return not (self.rules or self.lists or self.features or self.models)
 
     def all_rules(self) -> RuleSet:
-        return RuleSet(tuple(rule for _, item in sorted(self.rules.items()) for rule in item.rules))
+        documents = [item for _, item in sorted(self.rules.items())]
+        return RuleSet(
+            tuple(rule for item in documents for rule in item.rules),
+            tuple(limit for item in documents for limit in item.fail_open),
+        )
 
     def all_features(self) -> FeatureSet:
         found = (feature for _, item in sorted(self.features.items()) for feature in item.features)

@@ -23,6 +23,10 @@ class Type(StrEnum):
 # Features computed from the stream of events are beside these: `f.` and the feature's name.
 FEATURE_PREFIX = "f."
 
+# The model's, among the facts.
+SCORE = "model.score"
+NO_SCORE = -1.0
+
 FACTS: Mapping[str, Type] = MappingProxyType(
     {
         # pay, transfer, withdraw, charge or payout.

@@ -21,6 +21,13 @@ RuleName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$")
 ReasonCode = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,62}$")]
 
 
+class Source(StrEnum):
+    """What a decision asks beside its rules; either may be away."""
+
+    FEATURES = "features"
+    MODEL = "model"
+
+
 class Action(StrEnum):
     ALLOW = "allow"
     # A second factor; the request goes on with its proof.
@@ -64,6 +71,9 @@ class Rule:
     # The highest that matches decides: an `allow` of high priority overrules a `deny`.
     priority: Annotated[int, Field(ge=0, le=1000)] = 100
     mode: Mode = Mode.LIVE
+    # A conservative rule: it counts only while one of these is away. Rules that name a feature, or
+    # the model's score, do not count while that is away.
+    when_without: Annotated[tuple[Source, ...], Field(max_length=2)] = ()
     # Outside of these it does not count; both with an offset from UTC.
     effective_from: datetime | None = None
     effective_until: datetime | None = None
@@ -72,10 +82,22 @@ class Rule:
 
 @_DOCUMENT
 @dataclass(frozen=True, slots=True)
+class FailOpen:
+    """What goes on when risk does not answer in time: up to this amount; all else is refused, and
+    may be tried again."""
+
+    operation: Annotated[str, Field(pattern=r"^(pay|transfer|withdraw|charge|payout)$")]
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
+    amount_max: Annotated[int, Field(ge=0, le=2**53)]
+
+
+@_DOCUMENT
+@dataclass(frozen=True, slots=True)
 class RuleSet:
     """All rules. A version is the etcd revision that it was written at."""
 
     rules: Annotated[tuple[Rule, ...], Field(max_length=RULES_MAX)] = ()
+    fail_open: Annotated[tuple[FailOpen, ...], Field(max_length=64)] = ()
 
 
 class Hit(NamedTuple):

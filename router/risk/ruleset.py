@@ -8,8 +8,17 @@ from datetime import datetime
 
 from router.risk.compiling import Compiling, InList, function_of
 from router.risk.expressions import BadExpression, Compiled
-from router.risk.facts import NOTHING, Type, Value
-from router.risk.model import STRICTNESS, Action, Decision, Hit, Mode, Rule, RuleSet
+from router.risk.facts import FEATURE_PREFIX, NOTHING, SCORE, Type, Value
+from router.risk.model import (
+    STRICTNESS,
+    Action,
+    Decision,
+    Hit,
+    Mode,
+    Rule,
+    RuleSet,
+    Source,
+)
 
 # One function of all rules would take Python's compiler minutes, and it does not let go of the
 # interpreter meanwhile; of so many it takes a few milliseconds.
@@ -135,6 +144,12 @@ class Rules:
             for start in range(0, len(compiled), _RULES_A_FUNCTION)
         ]
         self.features = frozenset(name for item in compiled for name in item.names)
+        # Of each rule: what it asks, and instead of what it stands.
+        self._asks = {
+            rule.name: _sources(item) for rule, item in zip(self._rules, compiled, strict=True)
+        }
+        self._has_conservative = any(rule.when_without for rule in self._rules)
+        self.fail_open = _limits(document)
 
     def __len__(self) -> int:
         return len(self._rules)
@@ -151,6 +166,8 @@ class Rules:
             for start, function in self._functions
             for place in function(facts, in_list)
         ]
+        if matched and (without or self._has_conservative):
+            matched = [rule for rule in matched if self._counts(rule, without)]
         if not matched:
             return Decision(Action.ALLOW, version=self.version, without=without)
         hits = tuple(
@@ -164,6 +181,26 @@ class Rules:
         action = max((rule.action for rule in deciding), key=STRICTNESS.__getitem__)
         reasons = tuple(dict.fromkeys(rule.reason for rule in deciding if rule.action == action))
         return Decision(action, reasons, hits, self.version, without)
+
+    def _counts(self, rule: Rule, without: frozenset[str]) -> bool:
+        if rule.when_without and without.isdisjoint(rule.when_without):
+            return False
+        return without.isdisjoint(self._asks[rule.name])
+
+
+def _sources(compiled: Compiled) -> frozenset[str]:
+    found = {Source.FEATURES for name in compiled.names if name.startswith(FEATURE_PREFIX)}
+    return frozenset(found | ({Source.MODEL} if SCORE in compiled.names else set()))
+
+
+def _limits(document: RuleSet) -> Mapping[str, Mapping[str, int]]:
+    """Operation → currency → amount. Of several that say something the strictest holds."""
+    found: dict[str, dict[str, int]] = {}
+    for item in document.fail_open:
+        limits = found.setdefault(item.operation, {})
+        before = limits.get(item.currency, item.amount_max)
+        limits[item.currency] = min(item.amount_max, before)
+    return found
 
 
 def _in_force(rule: Rule, now: datetime) -> bool:
