@@ -27,12 +27,14 @@ _LARGE_CHARACTERS = 32 * 1024
 
 
 class Follower:
-    """`on_change` hears of each new set, at once and without waiting for anything."""
+    """`on_change` hears of the first set, empty as it may be, and of each new one, at once and
+    without waiting for anything."""
 
     def __init__(self, store: Store, on_change: Callable[[PolicySet], None]) -> None:
         self._store = store
         self._on_change = on_change
         self.now = PolicySet()
+        self._knows = False
         self.changed = asyncio.Event()
 
     async def run(self) -> None:
@@ -54,8 +56,10 @@ class Follower:
         )
 
     def _take(self, taken: PolicySet) -> None:
-        if taken.applied == self.now.applied:
+        if self._knows and taken.applied == self.now.applied:
             return
+        # That there are none is news too: until then nobody can say so.
+        self._knows = True
         for item in taken.applied:
             if item.alarm and item not in self.now.applied:
                 log.error("a policy is not valid and is ignored", **item._asdict())
