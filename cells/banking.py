@@ -24,6 +24,7 @@ from cells.ledger.worker import Lanes
 from cells.payouts.service import PayoutsService
 from cells.policing import Policing
 from cells.reading import ReadEngine
+from cells.risk.screening import Screening
 from cells.settings import CellSettings
 from cells.vault.facts import RegisteredInstruments
 from cells.vault.store import Vault
@@ -58,6 +59,7 @@ class Banking:
         policing: Policing,
         choosing: Choosing,
         mesh: Mesh,
+        screening: Screening,
     ) -> None:
         """Raises ValueError when a channel is configured wrongly."""
         ear = Ear()
@@ -79,6 +81,7 @@ class Banking:
         self._engine = engine
         self._ear = ear
         self._mesh = mesh
+        self._screening = screening
         self._timeout_s = settings.transfers.branch_call_timeout_s
 
     def services(self) -> list[tuple[Callable[..., None], Any]]:
@@ -87,11 +90,11 @@ class Banking:
         return [
             (
                 charges_pb2_grpc.add_ChargesServiceServicer_to_server,
-                ChargesService(engine, desk),
+                ChargesService(engine, desk, self._screening),
             ),
             (
                 payouts_pb2_grpc.add_PayoutsServiceServicer_to_server,
-                PayoutsService(engine, desk),
+                PayoutsService(engine, desk, self._screening),
             ),
             (
                 channels_pb2_grpc.add_ReportsServiceServicer_to_server,

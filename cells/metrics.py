@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import aiohttp
 import structlog
@@ -151,11 +151,12 @@ class Telling:
         calls: Calls,
         business: BusinessMetrics | None,
         siblings: Callable[[], Mapping[str, str]],
+        others: Sequence[Source] = (),
     ) -> None:
-        """`siblings`: process → host:port of its own page."""
+        """`siblings`: process → host:port of its own page. `others`: what else is to be told."""
         self._business = business
         self._siblings = siblings
-        sources: list[Source] = [calls, watched]
+        sources: list[Source] = [calls, watched, *others]
         if business is not None:
             sources.append(business)
         self._metrics = Metrics(*sources)

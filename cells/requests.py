@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 from cellpay.money.v1.money_pb2 import Money
@@ -28,6 +28,7 @@ _ID_CHARACTERS_MAX = 64
 _TEXT_CHARACTERS_MAX = 256
 _PAGE_SIZE_DEFAULT = 100
 _PAGE_SIZE_MAX = 1000
+_CONTEXT = "risk_context"
 
 # A NUL no database takes; U+001E separates values on the way there.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -95,12 +96,29 @@ class Checker:
 
 
 def idempotency_of(check: Checker, method: str, request: Message) -> Idempotency:
-    """The request's key, scoped by its home field, with a hash of everything else in it."""
+    """The request's key, scoped by its home field, with a hash of everything else in it but who
+    asks."""
     fields: Any = request
     key: str = check.name("idempotency_key", fields.idempotency_key)
     scope: str = getattr(request, home_field(request.DESCRIPTOR) or "")
-    digest = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()[:16]
+    hashed = _without_context(request)
+    digest = hashlib.sha256(hashed.SerializeToString(deterministic=True)).digest()[:16]
     return Idempotency(scope, key, method, digest)
+
+
+def _without_context(request: M) -> M:
+    """Who asks is no part of what is asked: a repeat may come from another address."""
+    if not _has_context(request.DESCRIPTOR) or not request.HasField(_CONTEXT):
+        return request
+    kept = type(request)()
+    kept.CopyFrom(request)
+    kept.ClearField(_CONTEXT)
+    return kept
+
+
+@cache
+def _has_context(descriptor: Any) -> bool:
+    return _CONTEXT in descriptor.fields_by_name
 
 
 def timeout_of(context: Any) -> float | None:

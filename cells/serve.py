@@ -53,6 +53,10 @@ from cells.policing import Policing
 from cells.reading import ReadEngine
 from cells.replica import Replica
 from cells.risk.knowledge import Knowing
+from cells.risk.screening import Screening
+from cells.risking import CALLERS as RISK_CALLERS
+from cells.risking import SERVICES as RISK_SERVICES
+from cells.risking import Risking
 from cells.settings import CellSettings, read_settings
 from cells.settlement.worker import Settlement
 from cells.transfers.branches import BranchCalls
@@ -92,6 +96,7 @@ _CALLERS = {
     "cellpay.transfers.v1.ParticipantService": ("cell",),
     "cellpay.transfers.v1.FundingService": ("cell",),
     **BANKING_CALLERS,
+    **RISK_CALLERS,
 }
 _SERVICES = [
     f"cellpay.{name}"
@@ -106,7 +111,7 @@ _SERVICES = [
         "vault.v1.InstrumentsService",
         "cell.v1.CellService",
     )
-] + list(BANKING_SERVICES)
+] + [*BANKING_SERVICES, *RISK_SERVICES]
 # Their failures are the cell's own; a transfer's may be the other cell's.
 _TALLIED = (
     "cellpay.accounts.v1.AccountsService",
@@ -158,46 +163,47 @@ async def serve(settings: CellSettings, role: Role) -> None:
         refunding = _refunding(lanes, mesh, settings, policing)
         recovery = Recovery(read_engine, here, coordinator, refunding, settings.transfers)
         vault = Vault(lanes, read_engine, open_kms(settings.vault.keystore))
-        banking = Banking(settings, lanes, read_engine, here, vault, policing, choosing, mesh)
+        risking = Risking(settings, lanes, read_engine, here, vault, policing)
+        banking = Banking(
+            settings, lanes, read_engine, here, vault, policing, choosing, mesh, risking.screening
+        )
         guarding = Guarding(here, policing.admission, Tally(), Calls())
         health_servicer = health.aio.HealthServicer()
         services = _services(
-            lanes,
-            read_engine,
-            here,
-            guarding.tally,
-            coordinator,
-            refunding,
-            recovery,
-            vault,
-            settings,
-        )
-        services += banking.services()
+            lanes, read_engine, here, guarding.tally, coordinator, refunding, recovery, vault,
+            settings, risking.screening,
+        )  # fmt: skip
+        services += banking.services() + risking.services()
         listen = settings.listen if role.is_first else _any_port(settings.listen)
         servers, address = _listen(settings, listen, guarding, health_servicer, services)
         await _start(servers, health_servicer)
         # Slots that came here: what is in doubt there has lost its driver.
         gains: asyncio.Queue[frozenset[int]] = asyncio.Queue()
-        incarnation = role.incarnation or uuid.uuid4().hex
-        workers = Workers(role.settings, settings.workers - 1 if role.is_first else 0, incarnation)
+        workers = _workers(settings, role)
         membership = _membership(
-            settings, store, here, incarnation, lambda: [address, *workers.addresses], gains
+            settings, store, here, workers.incarnation, lambda: [address, *workers.addresses], gains
         )
-        telling = _telling(lanes, policing, read_engine, guarding, workers, role)
+        telling = _telling(lanes, policing, read_engine, guarding, workers, role, risking)
         try:
             async with asyncio.TaskGroup() as group:
-                _run_in(group, lanes, branches, read_engine, policing, choosing, banking, role)
+                _run_in(
+                    group, lanes, branches, read_engine, policing, choosing, banking, risking, role
+                )
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
                 group.create_task(Reporter(store, settings, guarding.tally).run())
-                group.create_task(_until_terminated(servers, membership, workers, health_servicer))
+                group.create_task(
+                    _until_terminated(servers, membership, workers, health_servicer, risking)
+                )
                 if role.is_first:
                     group.create_task(telling.probes.run(settings.probe_listen))
                     group.create_task(membership.keep_lease())
                     group.create_task(workers.run(membership.announce))
-                    settling = (lanes, read_engine, here, coordinator, settings.settlement)
+                    settling = Settlement(
+                        lanes, read_engine, here, coordinator, settings.settlement
+                    )
                     rotation = Rotation(lanes, here, vault, settings.vault, policing.keys)
-                    _mend_in(group, gains, recovery, (Settlement(*settling), rotation))
+                    _mend_in(group, gains, recovery, (settling, rotation))
                 else:
                     _follow_in(group, membership, here)
                     group.create_task(_live_with_the_first(settings, role, address, telling))
@@ -219,6 +225,7 @@ def _run_in(
     policing: Policing,
     choosing: Choosing,
     banking: Banking,
+    risking: Risking,
     role: Role,
 ) -> None:
     """What every process of a cell does beside its calls."""
@@ -228,8 +235,15 @@ def _run_in(
     group.create_task(policing.run())
     group.create_task(choosing.run())
     group.create_task(banking.run(recover=role.is_first))
+    group.create_task(risking.run(consume=role.is_first))
     if read_engine.replica is not None:
         group.create_task(read_engine.replica.run())
+
+
+def _workers(settings: CellSettings, role: Role) -> Workers:
+    """The further processes, of the first; a further one knows the cell's incarnation from it."""
+    incarnation = role.incarnation or uuid.uuid4().hex
+    return Workers(role.settings, settings.workers - 1 if role.is_first else 0, incarnation)
 
 
 def _follow_in(group: asyncio.TaskGroup, membership: Membership, here: SlotsHere) -> None:
@@ -341,10 +355,11 @@ def _telling(
     guarding: Guarding,
     workers: Workers,
     role: Role,
+    risking: Risking,
 ) -> Telling:
     watched = CellMetrics(guarding.here, lanes, policing)
     business = BusinessMetrics(engine.primary, guarding.here) if role.is_first else None
-    return Telling(watched, guarding.calls, business, lambda: workers.probes)
+    return Telling(watched, guarding.calls, business, lambda: workers.probes, (risking,))
 
 
 async def _live_with_the_first(
@@ -373,6 +388,7 @@ def _services(
     recovery: Recovery,
     vault: Vault,
     settings: CellSettings,
+    screening: Screening,
 ) -> list[tuple[Callable[..., None], Any]]:
     """Each service with the generated function that adds it to a server."""
     bulk = Bulk(lanes, here, tally)
@@ -380,16 +396,16 @@ def _services(
     return [
         (
             accounts_pb2_grpc.add_AccountsServiceServicer_to_server,
-            AccountsService(lanes, engine),
+            AccountsService(lanes, engine, screening),
         ),
         (orders_pb2_grpc.add_OrdersServiceServicer_to_server, OrdersService(lanes, engine)),
         (
             payments_pb2_grpc.add_PaymentsServiceServicer_to_server,
-            PaymentsService(lanes, engine, refunding, bulk),
+            PaymentsService(lanes, engine, refunding, bulk, screening),
         ),
         (
             transfers_pb2_grpc.add_TransfersServiceServicer_to_server,
-            TransfersService(lanes, engine, coordinator),
+            TransfersService(screening, engine, coordinator),
         ),
         (
             participant_pb2_grpc.add_ParticipantServiceServicer_to_server,
@@ -437,6 +453,7 @@ async def _until_terminated(
     membership: Membership,
     workers: Workers,
     health_servicer: Any,
+    risking: Risking,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -448,6 +465,7 @@ async def _until_terminated(
     async with asyncio.TaskGroup() as group:
         for server in servers:
             group.create_task(server.stop(_GRACE_S))
+    await risking.drain()
     await membership.leave()
     raise _Terminated
 

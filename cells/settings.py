@@ -133,6 +133,29 @@ class VaultSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RiskSettings:
+    # A request waits so long for risk; then the rules' `fail_open` says whether it goes on. Long
+    # beside the milliseconds that a decision takes: a cell at its limit queues, it does not refuse.
+    screening_timeout_ms: int = 1000
+    # Of this, so long for the features; then conservative rules decide.
+    features_wait_ms: int = 20
+    # Requests that are judged together, groups that are under way at once, and requests that may
+    # wait: larger groups hold up the event loop.
+    batch_size_max: int = 64
+    groups_max: int = 2
+    queue_max: int = 4096
+    # A challenge is open for so long, and once passed waits so long for its request.
+    challenge_ttl_s: int = 300
+    passed_ttl_s: int = 300
+    # The same of a review, which waits for a person.
+    review_ttl_s: int = 7 * 86_400
+    approved_ttl_s: int = 86_400
+    # SPIFFE IDs whose payments by the batch and by the stream are not screened: they screen
+    # themselves, or pay out what was screened before.
+    unscreened_bulk_callers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class CellSettings:
     cell: str
     region: str
@@ -171,6 +194,7 @@ class CellSettings:
     # The banks that it reaches; empty: it takes no charges and no payouts.
     channels: tuple[ChannelSettings, ...] = ()
     vault: VaultSettings = field(default_factory=VaultSettings)
+    risk: RiskSettings = field(default_factory=RiskSettings)
 
 
 def read_settings(path: Path) -> CellSettings:

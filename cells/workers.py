@@ -37,7 +37,7 @@ class Workers:
         """`count`: further processes."""
         self._settings = settings
         self._count = count
-        self._incarnation = incarnation
+        self.incarnation = incarnation
         self._addresses: dict[int, str] = {}
         # Where each tells of itself (router/probes.py), by the process's number.
         self.probes: dict[str, str] = {}
@@ -94,7 +94,7 @@ class Workers:
     def _spawn(self, writing: int) -> subprocess.Popen[bytes]:
         """Popen, not asyncio: uvloop forks, and gRPC's threads do not survive a fork."""
         command = [sys.executable, "-m", "cells.serve", str(self._settings)]
-        command += ["--worker", self._incarnation, "--tell", str(writing)]
+        command += ["--worker", self.incarnation, "--tell", str(writing)]
         # The end of its input tells the worker that we are gone, however we went.
         return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(writing,))
 

@@ -57,6 +57,9 @@ class SlotsHere:
     def map(self) -> SlotMap | None:
         return self._map
 
+    def is_home(self, slot: int) -> bool:
+        return self._mine[slot]
+
     def owned(self) -> frozenset[int]:
         return frozenset(slot for slot in range(SLOT_COUNT) if self._mine[slot])
 

@@ -26,6 +26,9 @@ from cells.requests import (
     timeout_of,
     timestamp,
 )
+from cells.risk.asking import Asked, requested
+from cells.risk.cases.model import Operation
+from cells.risk.screening import Screening
 from router.ids import Kind, Purpose, account_id, slot_of_id
 from router.minting import mint_now
 from router.slots import slot_of_user
@@ -65,9 +68,10 @@ def _movement_message(movement: Movement) -> pb.Movement:
 
 
 class AccountsService(accounts_pb2_grpc.AccountsServiceServicer):
-    def __init__(self, lanes: Lanes, engine: ReadEngine) -> None:
+    def __init__(self, lanes: Lanes, engine: ReadEngine, screening: Screening) -> None:
         self._lanes = lanes
         self._engine = engine
+        self._screening = screening
 
     async def OpenAccount(self, request: pb.OpenAccountRequest, context: Any) -> pb.Account:
         check = Checker()
@@ -158,27 +162,36 @@ class AccountsService(accounts_pb2_grpc.AccountsServiceServicer):
         )
 
     async def Deposit(self, request: pb.DepositRequest, context: Any) -> pb.Movement:
-        return await self._move(request, context, Direction.IN, "Deposit")
-
-    async def Withdraw(self, request: pb.WithdrawRequest, context: Any) -> pb.Movement:
-        return await self._move(request, context, Direction.OUT, "Withdraw")
-
-    async def _move(
-        self,
-        request: pb.DepositRequest | pb.WithdrawRequest,
-        context: Any,
-        direction: Direction,
-        method: str,
-    ) -> pb.Movement:
         check = Checker()
-        user_id = check.name("user_id", request.user_id)
-        amount = check.amount("amount", request.amount)
-        idempotency = idempotency_of(check, method, request)
+        command = _move_command(check, request, Direction.IN, "Deposit")
         check.done()
-        slot = slot_of_user(user_id)
-        command = MoveMoney(
-            slot, mint_now(Kind.MOVEMENT, slot), user_id, direction, amount,
-            request.amount.currency, idempotency,
-        )  # fmt: skip
         outcome = await self._lanes.submit(command, timeout_of(context))
         return _movement_message(resource_of(outcome))
+
+    async def Withdraw(self, request: pb.WithdrawRequest, context: Any) -> pb.Movement:
+        check = Checker()
+        command = _move_command(check, request, Direction.OUT, "Withdraw")
+        whence = requested(check, request)
+        check.done()
+        asked = Asked(
+            Operation.WITHDRAW, command.slot, command.user_id, command.idempotency.key,
+            command.user_id, "", command.amount, command.currency, "", whence,
+        )  # fmt: skip
+        outcome = await self._screening.submit(command, asked, context)
+        return _movement_message(resource_of(outcome))
+
+
+def _move_command(
+    check: Checker,
+    request: pb.DepositRequest | pb.WithdrawRequest,
+    direction: Direction,
+    method: str,
+) -> MoveMoney:
+    user_id = check.name("user_id", request.user_id)
+    amount = check.amount("amount", request.amount)
+    idempotency = idempotency_of(check, method, request)
+    slot = slot_of_user(user_id)
+    return MoveMoney(
+        slot, mint_now(Kind.MOVEMENT, slot), user_id, direction, amount,
+        request.amount.currency, idempotency,
+    )  # fmt: skip

@@ -22,6 +22,8 @@ class InstrumentFacts:
     bank: str = ""
     # The first digits of a card's number, six or eight; else empty.
     bin: str = ""
+    # ISO 3166-1; empty when not known.
+    country: str = ""
 
 
 class Vault(Protocol):

@@ -6,15 +6,14 @@ import asyncio
 import random
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from sqlalchemy import func, select
 
 from cells.answers import resource_of
 from cells.channels.attempts import ATTEMPTS, Attempt, attempts
-from cells.ledger.model import Command
-from cells.ledger.worker import Lanes
+from cells.ledger.model import Command, Outcome
 from cells.reading import ReadEngine, fetch
 from router.errors import Refusal
 
@@ -29,7 +28,13 @@ _AGAIN = frozenset(
 )
 
 
-async def written(lanes: Lanes, command: Command) -> Any:
+class Submitting(Protocol):
+    """Lanes, or what stands before them."""
+
+    async def submit(self, command: Command, timeout_s: float | None = None) -> Outcome: ...
+
+
+async def written(lanes: Submitting, command: Command) -> Any:
     """What the command made or found. Raises Refusal; then recovery asks the bank again."""
     for number in range(_TRIES_MAX):
         try:

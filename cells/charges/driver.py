@@ -23,7 +23,7 @@ from cells.channels.drives import Drives
 from cells.channels.instruments import InstrumentFacts, Vault
 from cells.channels.model import Answer, AnswerReason, Operation, Verdict
 from cells.channels.rules import as_repeatable, is_open, new_attempt
-from cells.channels.writing import tried_channels, written
+from cells.channels.writing import Submitting, tried_channels, written
 from cells.charges.model import OPEN_CHARGES, Charge, ChargeState
 from cells.charges.rules import AnswerCharge, CreateCharge, ReverseCharge
 from cells.charges.tables import CHARGES
@@ -70,12 +70,15 @@ class Charging:
         self._drives.check()
         return await following(self._chooser, ask)
 
-    async def create(self, command: CreateCharge, ask: Ask, timeout_s: float | None) -> Charge:
-        """The charge, ended or as far as it came while the caller waits."""
+    async def create(
+        self, command: CreateCharge, ask: Ask, timeout_s: float | None, lanes: Submitting
+    ) -> Charge:
+        """The charge, ended or as far as it came while the caller waits. `lanes`: the way into the
+        ledger, past risk."""
         written_at_s = time.monotonic()
         mine, sending = command.following, False
         try:
-            charge: Charge = await written(self._lanes, command)
+            charge: Charge = await written(lanes, command)
             sending = mine is not None and charge.attempt_id == mine.attempt_id
         finally:
             if mine is not None and not sending:

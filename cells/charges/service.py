@@ -30,6 +30,9 @@ from cells.requests import (
     timeout_of,
     timestamp,
 )
+from cells.risk.asking import Asked, Whence, requested
+from cells.risk.cases.model import Operation as RiskOperation
+from cells.risk.screening import Screening
 from router.errors import Refusal
 from router.ids import Kind, slot_of_id
 from router.minting import mint_now
@@ -81,6 +84,11 @@ def refund_message(refund: ChargeRefund) -> pb.ChargeRefund:
     )
 
 
+def with_card(whence: Whence, instrument_id: str, facts: InstrumentFacts) -> Whence:
+    """The instrument is the one that money moves with, whatever else the caller said."""
+    return whence._replace(card=instrument_id, card_scheme=facts.scheme, card_country=facts.country)
+
+
 async def own_instrument(desk: Desk, instrument_id: str, user_id: str) -> InstrumentFacts:
     """Raises Refusal NOT_FOUND also for another user's: nobody learns that it exists."""
     facts = await desk.vault.facts(instrument_id)
@@ -92,9 +100,10 @@ async def own_instrument(desk: Desk, instrument_id: str, user_id: str) -> Instru
 
 
 class ChargesService(charges_pb2_grpc.ChargesServiceServicer):
-    def __init__(self, engine: ReadEngine, desk: Desk) -> None:
+    def __init__(self, engine: ReadEngine, desk: Desk, screening: Screening) -> None:
         self._engine = engine
         self._desk = desk
+        self._screening = screening
 
     async def CreateCharge(self, request: pb.CreateChargeRequest, context: Any) -> pb.Charge:
         check = Checker()
@@ -109,6 +118,7 @@ class ChargesService(charges_pb2_grpc.ChargesServiceServicer):
         if request.if_order_ended not in _IF_ORDER_ENDED:
             check.wrong("if_order_ended", "is no such choice")
         idempotency = idempotency_of(check, "CreateCharge", request)
+        whence = requested(check, request)
         check.done()
         if order_id and slot_of_id(order_id) != slot:
             raise not_found(Reason.ORDER_NOT_FOUND, "order of this user")
@@ -123,7 +133,13 @@ class ChargesService(charges_pb2_grpc.ChargesServiceServicer):
             slot, charge_id, user_id, order_id, instrument_id, amount, request.amount.currency,
             if_order_ended, await self._desk.charging.first(ask), idempotency,
         )  # fmt: skip
-        charge = await self._desk.charging.create(command, ask, timeout_of(context))
+        asked = Asked(
+            RiskOperation.CHARGE, slot, user_id, idempotency.key, user_id,
+            order.merchant_id if order else "", amount, request.amount.currency, order_id,
+            with_card(whence, instrument_id, facts), payee_is_merchant=order is not None,
+        )  # fmt: skip
+        lanes = self._screening.screened(asked, context)
+        charge = await self._desk.charging.create(command, ask, timeout_of(context), lanes)
         return charge_message(charge)
 
     async def GetCharge(self, request: pb.GetChargeRequest, context: Any) -> pb.Charge:

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from cells.answers import not_found, resource_of
 from cells.bulk import Bulk, status_bytes
-from cells.ledger.model import Reason
+from cells.ledger.model import Outcome, Reason
 from cells.ledger.worker import Lanes
 from cells.orders.tables import orders
 from cells.payments.model import Payment, Refund, RefundState
@@ -31,6 +31,9 @@ from cells.requests import (
     timeout_of,
     timestamp,
 )
+from cells.risk.asking import Asked, requested
+from cells.risk.cases.model import Operation
+from cells.risk.screening import Screening
 from router.errors import Refusal
 from router.guard import require_wellformed
 from router.ids import Kind, slot_of_id
@@ -78,31 +81,44 @@ def refund_message(refund: Refund) -> pb.Refund:
     )
 
 
-def pay_command(request: pb.PayRequest) -> Pay:
+def pay_command(request: pb.PayRequest) -> tuple[Pay, Asked]:
+    """The command, and what risk is asked of it."""
     check = Checker()
     order_id = check.identifier("order_id", request.order_id, Kind.ORDER)
     idempotency = idempotency_of(check, "Pay", request)
+    whence = requested(check, request)
     check.done()
     slot = slot_of_id(order_id)
-    return Pay(
+    pay = Pay(
         slot, mint_now(Kind.PAYMENT, slot), mint_now(Kind.EVENT, slot), order_id,
         idempotency.key, idempotency.request_hash.hex(),
     )  # fmt: skip
+    asked = Asked(Operation.PAY, slot, order_id, idempotency.key, "", "", 0, "", order_id, whence)
+    return pay, asked
 
 
 class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
-    def __init__(self, lanes: Lanes, engine: ReadEngine, refunding: Refunding, bulk: Bulk) -> None:
+    def __init__(
+        self,
+        lanes: Lanes,
+        engine: ReadEngine,
+        refunding: Refunding,
+        bulk: Bulk,
+        screening: Screening,
+    ) -> None:
         self._lanes = lanes
         self._engine = engine
         self._refunding = refunding
         self._bulk = bulk
+        self._screening = screening
 
     async def Pay(self, request: pb.PayRequest, context: Any) -> pb.Payment:
-        outcome = await self._lanes.submit(pay_command(request), timeout_of(context))
+        command, asked = pay_command(request)
+        outcome = await self._screening.submit(command, asked, context)
         return payment_message(resource_of(outcome))
 
     async def BatchPay(self, request: pb.BatchPayRequest, context: Any) -> pb.BatchPayResponse:
-        results = await self._pay_many(request.payments, timeout_of(context))
+        results = await self._pay_many(request.payments, timeout_of(context), context)
         return pb.BatchPayResponse(results=results)
 
     # grpc.aio's style of reading and writing; the stubs only know that of generators.
@@ -116,7 +132,7 @@ class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
 
         async def answer(first: int, request: pb.PayStreamRequest) -> None:
             try:
-                results = await self._pay_many(request.payments, timeout_s)
+                results = await self._pay_many(request.payments, timeout_s, context)
                 response = pb.PayStreamResponse(first=first, results=results)
                 async with writing:
                     await context.write(response)
@@ -138,9 +154,22 @@ class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
             raise
 
     async def _pay_many(
-        self, requests: Sequence[pb.PayRequest], timeout_s: float | None
+        self, requests: Sequence[pb.PayRequest], timeout_s: float | None, context: Any
     ) -> list[pb.PayResult]:
-        outcomes = await self._bulk.run("payments", requests, pay_command, timeout_s)
+        asked: dict[str, Asked] = {}
+
+        def command_of(request: pb.PayRequest) -> Pay:
+            command, item = pay_command(request)
+            asked[command.payment_id] = item
+            return command
+
+        async def submit(
+            commands: Sequence[Pay], timeout_s: float | None
+        ) -> Sequence[Outcome | Refusal]:
+            wanted = [asked[command.payment_id] for command in commands]
+            return await self._screening.submit_many(commands, wanted, context, timeout_s)
+
+        outcomes = await self._bulk.run("payments", requests, command_of, timeout_s, submit)
         return [
             pb.PayResult(error_status=status_bytes(outcome))
             if isinstance(outcome, Refusal)

@@ -24,7 +24,7 @@ from cells.channels.drives import Drives
 from cells.channels.instruments import Vault
 from cells.channels.model import Answer, AnswerReason, Operation
 from cells.channels.rules import new_attempt
-from cells.channels.writing import tried_channels, written
+from cells.channels.writing import Submitting, tried_channels, written
 from cells.ledger.model import Reason
 from cells.ledger.worker import Lanes
 from cells.payouts.model import Payout, PayoutState
@@ -71,9 +71,12 @@ class Paying:
         self._settings = settings
         self._deferred = deferred
 
-    async def create(self, command: CreatePayout, timeout_s: float | None) -> Payout:
+    async def create(
+        self, command: CreatePayout, timeout_s: float | None, lanes: Submitting
+    ) -> Payout:
+        """`lanes`: the way into the ledger, past risk."""
         self._drives.check()
-        payout: Payout = await written(self._lanes, command)
+        payout: Payout = await written(lanes, command)
         if payout.payout_id != command.payout_id:
             # An earlier request made it, and drives it.
             return payout

@@ -9,7 +9,7 @@ from cellpay.payouts.v1 import payouts_pb2_grpc
 
 from cells.answers import not_found
 from cells.channels.desk import Desk
-from cells.charges.service import own_instrument
+from cells.charges.service import own_instrument, with_card
 from cells.ledger.model import Reason
 from cells.payouts.model import Payout, PayoutState
 from cells.payouts.rules import CreatePayout
@@ -25,6 +25,9 @@ from cells.requests import (
     timeout_of,
     timestamp,
 )
+from cells.risk.asking import Asked, requested
+from cells.risk.cases.model import Operation
+from cells.risk.screening import Screening
 from router.ids import Kind, slot_of_id
 from router.minting import mint_now
 from router.slots import slot_of_user
@@ -53,9 +56,10 @@ def payout_message(payout: Payout) -> pb.Payout:
 
 
 class PayoutsService(payouts_pb2_grpc.PayoutsServiceServicer):
-    def __init__(self, engine: ReadEngine, desk: Desk) -> None:
+    def __init__(self, engine: ReadEngine, desk: Desk, screening: Screening) -> None:
         self._engine = engine
         self._desk = desk
+        self._screening = screening
 
     async def CreatePayout(self, request: pb.CreatePayoutRequest, context: Any) -> pb.Payout:
         check = Checker()
@@ -64,14 +68,20 @@ class PayoutsService(payouts_pb2_grpc.PayoutsServiceServicer):
         amount = check.amount("amount", request.amount)
         description = check.text("description", request.description)
         idempotency = idempotency_of(check, "CreatePayout", request)
+        whence = requested(check, request)
         check.done()
-        await own_instrument(self._desk, instrument_id, user_id)
+        facts = await own_instrument(self._desk, instrument_id, user_id)
         slot = slot_of_user(user_id)
         command = CreatePayout(
             slot, mint_now(Kind.PAYOUT, slot), user_id, instrument_id, amount,
             request.amount.currency, description, idempotency,
         )  # fmt: skip
-        return payout_message(await self._desk.paying.create(command, timeout_of(context)))
+        asked = Asked(
+            Operation.PAYOUT, slot, user_id, idempotency.key, user_id, "", amount,
+            request.amount.currency, "", with_card(whence, instrument_id, facts),
+        )  # fmt: skip
+        lanes = self._screening.screened(asked, context)
+        return payout_message(await self._desk.paying.create(command, timeout_of(context), lanes))
 
     async def GetPayout(self, request: pb.GetPayoutRequest, context: Any) -> pb.Payout:
         check = Checker()

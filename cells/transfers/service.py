@@ -29,6 +29,9 @@ from cells.requests import (
     timeout_of,
     timestamp,
 )
+from cells.risk.asking import Asked, requested
+from cells.risk.cases.model import Operation
+from cells.risk.screening import Screening
 from cells.transfers.coordinator import Coordinator
 from cells.transfers.model import (
     Branch,
@@ -92,8 +95,8 @@ def raise_when_cancelled(transfer: Transfer) -> None:
 
 
 class TransfersService(transfers_pb2_grpc.TransfersServiceServicer):
-    def __init__(self, lanes: Lanes, engine: ReadEngine, coordinator: Coordinator) -> None:
-        self._lanes = lanes
+    def __init__(self, screening: Screening, engine: ReadEngine, coordinator: Coordinator) -> None:
+        self._screening = screening
         self._engine = engine
         self._coordinator = coordinator
 
@@ -107,6 +110,7 @@ class TransfersService(transfers_pb2_grpc.TransfersServiceServicer):
         if payer_id and payer_id == payee_id:
             check.wrong("payee_id", "must not be the payer")
         idempotency = idempotency_of(check, "CreateTransfer", request)
+        whence = requested(check, request)
         check.done()
         slot = slot_of_user(payer_id)
         currency = request.amount.currency
@@ -115,7 +119,11 @@ class TransfersService(transfers_pb2_grpc.TransfersServiceServicer):
             payer_id, payee_id, account_id(payer_id, currency), account_id(payee_id, currency),
             amount, currency, description, idempotency,
         )  # fmt: skip
-        begun: Transfer = resource_of(await self._lanes.submit(command, timeout_of(context)))
+        asked = Asked(
+            Operation.TRANSFER, slot, payer_id, idempotency.key, payer_id, payee_id, amount,
+            currency, "", whence,
+        )  # fmt: skip
+        begun: Transfer = resource_of(await self._screening.submit(command, asked, context))
         # A caller that goes away does not stop what was begun.
         transfer = await asyncio.shield(self._coordinator.drive(begun))
         raise_when_cancelled(transfer)

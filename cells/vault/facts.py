@@ -26,7 +26,13 @@ class RegisteredInstruments:
         if row is None or row.state != InstrumentState.ACTIVE:
             raise not_found(Reason.INSTRUMENT_NOT_FOUND, "instrument")
         return InstrumentFacts(
-            row.instrument_id, row.user_id, row.kind, row.scheme, row.bank, row.bin
+            row.instrument_id,
+            row.user_id,
+            row.kind,
+            row.scheme,
+            row.bank,
+            row.bin,
+            row.country,
         )
 
     async def reveal(self, instrument_id: str, purpose: str) -> Instrument:

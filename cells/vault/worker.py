@@ -23,6 +23,9 @@ from cells.fencing.store import fence
 from cells.ledger.model import Refused
 from cells.ledger.worker import Lanes
 from cells.reading import any_slot, fetch
+from cells.risk.cases.factors import resealing
+from cells.risk.cases.model import Factor
+from cells.risk.cases.tables import FACTORS, risk_factors
 from cells.settings import VaultSettings
 from cells.vault.kms import KmsFault
 from cells.vault.model import (
@@ -45,6 +48,7 @@ from router.policies.model import Keys
 
 log = structlog.get_logger(__name__)
 
+_FACTOR_KEYS = ("secret_key", "pending_key")
 # Hashes that lead nowhere any more: of removed instruments, and under keys before.
 _SWEEP_LOOKUPS = "DELETE FROM vault_lookups WHERE slot = $1 AND instrument_id = ''"
 
@@ -124,6 +128,7 @@ class Rotation:
     async def _reseal(self, slot: int) -> None:
         field = await self._keyring.primary(slot, KeyPurpose.FIELD)
         lookup = await self._keyring.primary(slot, KeyPurpose.LOOKUP)
+        await self._reseal_factors(slot, field)
         after = ""
         while batch := await self._sealed_before(slot, field, lookup, after):
             commands = []
@@ -138,6 +143,25 @@ class Rotation:
                     # Changed meanwhile: by a request that sealed it anew, or seen at the next look.
                     log.info("not sealed anew", reason=outcome.reason)
             after = batch[-1].instrument_id
+            await asyncio.sleep(self._settings.pause_s)
+
+    async def _reseal_factors(self, slot: int, field: DataKey) -> None:
+        """Second factors, which the same key seals: one a user, so a slot's are few thousands."""
+        old = [risk_factors.c[name].not_in([0, field.version]) for name in _FACTOR_KEYS]
+        statement = select(*(risk_factors.c[name] for name in FACTORS.fields)).where(
+            risk_factors.c.slot == slot, or_(*old)
+        )
+        rows = [Factor(*row) for row in await fetch(self._engine, statement)]
+        for start in range(0, len(rows), self._settings.batch_size_max):
+            commands = []
+            for factor in rows[start : start + self._settings.batch_size_max]:
+                try:
+                    commands.append(await resealing(self._keyring, factor, field))
+                except SealBroken as error:
+                    log.error("a seal is broken", error=str(error), audit=True)
+            for outcome in await self._lanes.submit_many(commands):
+                if isinstance(outcome, Refused | Refusal):
+                    log.info("not sealed anew", reason=outcome.reason)
             await asyncio.sleep(self._settings.pause_s)
 
     async def _sealed_before(
@@ -183,7 +207,7 @@ class Rotation:
 
     async def _retire(self, key: SlotKey) -> int:
         """1 when no row uses the key and it is gone. Whoever could have used it was refused since
-        it became old: `RegisterInstrument` and `ResealInstrument` take primaries only."""
+        it became old: whatever seals takes primaries only."""
         uses = (
             instruments.c.field_key if key.purpose == KeyPurpose.FIELD else instruments.c.lookup_key
         )
@@ -194,7 +218,18 @@ class Rotation:
         )
         if await fetch(self._engine, statement):
             return 0
+        if key.purpose == KeyPurpose.FIELD and await self._seals_factors(key):
+            return 0
         resource_of(await self._lanes.submit(RetireKey(key.slot, key.key_id)))
         self._keyring.forget(key.slot)
         log.info("a key was retired", key=key.key_id, audit=True)
         return 1
+
+    async def _seals_factors(self, key: SlotKey) -> bool:
+        sealed = [risk_factors.c[name] == key.version for name in _FACTOR_KEYS]
+        statement = (
+            select(risk_factors.c.factor_id)
+            .where(risk_factors.c.slot == key.slot, or_(*sealed))
+            .limit(1)
+        )
+        return bool(await fetch(self._engine, statement))

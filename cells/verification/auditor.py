@@ -10,13 +10,13 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cells.settings import OutboxSettings
-from cells.verification import banks, checks, traces
+from cells.verification import banks, checks, risk, traces
 from cells.verification.checks import Check
 from cells.verification.model import CurrencyFigures, Figures, Finding, Report, Severity
 from cells.verification.traces import KNOWN_METHODS
 from router.slotmap import SlotMap
 
-CHECKS = (*checks.CHECKS, *banks.CHECKS, *traces.CHECKS)
+CHECKS = (*checks.CHECKS, *banks.CHECKS, *risk.CHECKS, *traces.CHECKS)
 
 _SAMPLES_MAX = 5
 _SAMPLE_CHARACTERS_MAX = 400

@@ -80,6 +80,7 @@ _IDS = {
     "branches": "branch_id", "outbox": "batch_id", "attempts": "attempt_id",
     "decisions": "attempt_id", "charges": "charge_id", "charge_refunds": "refund_id",
     "payouts": "payout_id", "adjustments": "adjustment_id",
+    "risk_cases": "case_id", "risk_decisions": "decision_id", "risk_factors": "factor_id",
 }  # fmt: skip
 _ALL_IDS = " UNION ALL ".join(
     f"SELECT '{table}' AS held_in, slot, {column} AS id FROM {table}"

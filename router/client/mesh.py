@@ -16,6 +16,7 @@ from cellpay.notifications.v1 import notifications_pb2_grpc
 from cellpay.orders.v1 import orders_pb2_grpc
 from cellpay.payments.v1 import payments_pb2_grpc
 from cellpay.payouts.v1 import payouts_pb2_grpc
+from cellpay.risk.v1 import risk_pb2_grpc
 from cellpay.transfers.v1 import funding_pb2_grpc, participant_pb2_grpc, transfers_pb2_grpc
 from cellpay.vault.v1 import instruments_pb2_grpc
 
@@ -74,6 +75,7 @@ class Mesh:
         self.funding: funding_pb2_grpc.FundingServiceAsyncStub = (
             funding_pb2_grpc.FundingServiceStub(raw)
         )
+        self.risk: risk_pb2_grpc.RiskServiceAsyncStub = risk_pb2_grpc.RiskServiceStub(raw)
         self.instruments: instruments_pb2_grpc.InstrumentsServiceAsyncStub = (
             instruments_pb2_grpc.InstrumentsServiceStub(raw)
         )

@@ -254,7 +254,7 @@ class Counter:
 
     async def charge(self, user: str, minor_units: int, *rest: Any) -> Charge:
         command, ask = await self.charge_command(user, minor_units, *rest)
-        return await self.desk.charging.create(command, ask, None)
+        return await self.desk.charging.create(command, ask, None, self.lanes)
 
     async def payout(self, user: str, minor_units: int) -> Payout:
         slot = slot_of_user(user)
@@ -262,7 +262,7 @@ class Counter:
             slot, mint_now(Kind.PAYOUT, slot), user, self.vault.register(user), minor_units,
             "USD", "", self.key("CreatePayout", user),
         )  # fmt: skip
-        return await self.desk.paying.create(command, None)
+        return await self.desk.paying.create(command, None, self.lanes)
 
     async def recover(self) -> int:
         found = await self.desk.recovery.recover(self.here.owned())

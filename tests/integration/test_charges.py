@@ -311,7 +311,10 @@ async def test_the_same_key_is_charged_once(engine: AsyncEngine) -> None:
         other = mint_now(Kind.ATTEMPT, command.slot)
         again = replace(again, following=command.following._replace(attempt_id=other))
         charges = await asyncio.gather(
-            *(cell.desk.charging.create(it, ask, None) for it in (command, again, again))
+            *(
+                cell.desk.charging.create(it, ask, None, cell.lanes)
+                for it in (command, again, again)
+            )
         )
         assert len({it.charge_id for it in charges}) == 1
         assert len(bank.asked(AUTHORISE)) == 1

@@ -1,0 +1,433 @@
+"""The risk engine in the path of a request (step 4 of a payment's walk), between service and lane.
+
+    asked ─▶ group ─▶ orders, cases ─┬▶ accounts ─┬▶ facts ▶ model ▶ rules ▶ verdict ─▶ lane
+                                     └▶ features ─┘                          └▶ record
+
+Requests that come together are judged together, like the lanes' groups: one read for all of them.
+Nothing waits without a bound. Features that are away are done without, by conservative rules; an
+engine that is too slow leaves it to policy what goes on (`fail_open`). Where there is no risk
+document at all, a request goes straight to its lane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import structlog
+
+from cells.ledger.model import Accepted, Command, Outcome, Reason
+from cells.ledger.worker import Lanes
+from cells.requests import timeout_of
+from cells.risk.asking import Asked, Whence, seen_by_edge
+from cells.risk.cases.model import Bound, CaseKind, CaseState, Conclusion, Factor, Verdict
+from cells.risk.cases.rules import Screened, case_id, factor_id
+from cells.risk.counts import Figures
+from cells.risk.hits import Hits
+from cells.risk.interface import Features, FeaturesAway, Scorer
+from cells.risk.judging import Judged, facts_of, judged_of, record_of, verdict_of
+from cells.risk.knowledge import Knowledge
+from cells.risk.lookups import AccountFacts, RiskReader
+from cells.settings import RiskSettings
+from router.errors import Refusal
+from router.guard import SlotsHere
+from router.identity import caller_of
+from router.ids import account_id
+from router.risk.artefact import ModelMode
+from router.risk.facts import SCORE
+from router.risk.model import Action, Decision, Source
+from router.risk.record import Record
+from router.risk.ruleset import complete
+from router.slots import slot_of_user
+
+log = structlog.get_logger(__name__)
+
+# After so many decisions the event loop sees to others.
+_BREATH = 8
+_NO_MODEL = frozenset({str(Source.MODEL)})
+_NO_FEATURES = frozenset({str(Source.FEATURES)})
+
+
+class Records(Protocol):
+    """Where decisions are told; never waits."""
+
+    def put(self, record: Record) -> None: ...
+
+
+class Scoring(Protocol):
+    """The models in force."""
+
+    @property
+    def live(self) -> Scorer | None: ...
+
+    @property
+    def shadows(self) -> Sequence[Scorer]: ...
+
+
+class Sources(NamedTuple):
+    """What a decision is made of."""
+
+    knowledge: Callable[[], Knowledge | None]
+    features: Features
+    scoring: Scoring
+    # Whether policy lets the model be asked now.
+    model_is_on: Callable[[], bool]
+    hits: Hits
+
+
+class Opinion(NamedTuple):
+    """What came of one request. `record` is told once the request has had its effect, or none."""
+
+    verdict: Verdict
+    record: Record | None = None
+
+
+# Nothing to say: no documents, or a request that the books answer by themselves.
+PLAIN = Opinion(Verdict(Conclusion.ALLOW))
+
+
+@dataclass(slots=True)
+class _Pending:
+    asked: Asked
+    whence: Whence
+    knowledge: Knowledge
+    future: asyncio.Future[Opinion]
+
+    def answer(self, opinion: Opinion) -> None:
+        if not self.future.done():
+            self.future.set_result(opinion)
+
+    def fail(self) -> None:
+        """Judged by nobody: as if it had taken too long."""
+        if not self.future.done():
+            self.future.set_exception(TimeoutError())
+
+
+class Screening:
+    def __init__(
+        self,
+        lanes: Lanes,
+        here: SlotsHere,
+        readers: Sequence[RiskReader],
+        sources: Sources,
+        records: Records,
+        settings: RiskSettings,
+    ) -> None:
+        """`readers`: one for each group that may be under way at once."""
+        self._lanes = lanes
+        self._here = here
+        self._readers = readers
+        self._sources = sources
+        self._records = records
+        self._settings = settings
+        self._timeout_s = settings.screening_timeout_ms / 1000
+        self._queue: deque[_Pending] = deque()
+        self._filled = asyncio.Event()
+        self.figures = Figures()
+
+    async def submit(self, command: Command, asked: Asked, context: Any) -> Outcome:
+        """Its outcome, after risk and its lane's commit. Raises Refusal as lanes do."""
+        return await self.screened(asked, context).submit(command, timeout_of(context))
+
+    def screened(self, asked: Asked, context: Any) -> ScreenedLanes:
+        """Lanes for the one command that is asked for."""
+        return ScreenedLanes(self, self._lanes, asked, context)
+
+    async def submit_many(
+        self,
+        commands: Sequence[Command],
+        asked: Sequence[Asked],
+        context: Any,
+        timeout_s: float | None,
+    ) -> Sequence[Outcome | Refusal]:
+        """As `Lanes.submit_many`; in bulk, unless settings leave its caller out."""
+        if not self.is_on() or self._is_left_out(context):
+            return await self._lanes.submit_many(commands, timeout_s)
+        opinions: list[Opinion] = []
+        # As wide as the groups: more would only wait, and run out of time together.
+        width = self._settings.batch_size_max * len(self._readers)
+        for start in range(0, len(asked), width):
+            piece = asked[start : start + width]
+            opinions += await asyncio.gather(*(self.opinion(item, context) for item in piece))
+        wrapped = [
+            screened_command(command, opinion)
+            for command, opinion in zip(commands, opinions, strict=True)
+        ]
+        outcomes = await self._lanes.submit_many(wrapped, timeout_s)
+        for opinion, outcome in zip(opinions, outcomes, strict=True):
+            if not isinstance(outcome, Refusal):
+                self.conclude(opinion, outcome)
+        return outcomes
+
+    def is_on(self) -> bool:
+        """False where there is no risk document. Before anything is known it is on: nobody can
+        say that there are no rules."""
+        knowledge = self._sources.knowledge()
+        return knowledge is None or not knowledge.is_empty
+
+    def _is_left_out(self, context: Any) -> bool:
+        callers = self._settings.unscreened_bulk_callers
+        if not callers:
+            return False
+        caller = caller_of(context)
+        return caller is not None and caller.spiffe_id in callers
+
+    async def opinion(self, asked: Asked, context: Any) -> Opinion:
+        """In bounded time."""
+        knowledge = self._sources.knowledge()
+        if knowledge is None:
+            return self._overrun(asked, None)
+        if knowledge.is_empty:
+            return PLAIN
+        if len(self._queue) >= self._settings.queue_max:
+            return self._overrun(asked, knowledge)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        future: asyncio.Future[Opinion] = loop.create_future()
+        whence = seen_by_edge(asked.whence, context)
+        self._queue.append(_Pending(asked, whence, knowledge, future))
+        self._filled.set()
+        try:
+            async with asyncio.timeout(self._patience_s(context)):
+                opinion = await future
+        except TimeoutError:
+            return self._overrun(asked, knowledge)
+        self.figures.note(asked.operation, opinion.verdict.conclusion, loop.time() - began)
+        return opinion
+
+    def _patience_s(self, context: Any) -> float:
+        left = timeout_of(context)
+        return self._timeout_s if left is None else min(left, self._timeout_s)
+
+    def _overrun(self, asked: Asked, knowledge: Knowledge | None) -> Opinion:
+        self.figures.note(asked.operation, Conclusion.UNAVAILABLE, self._timeout_s)
+        limits: Mapping[str, int] = {}
+        if knowledge is not None:
+            limits = knowledge.rules.fail_open.get(asked.operation, {})
+        cases = tuple(
+            case_id(kind, asked.slot, asked.operation, asked.scope, asked.key) for kind in CaseKind
+        )
+        bound = Bound(limits, asked.amount, asked.currency, asked.order_id, cases)
+        return Opinion(Verdict(Conclusion.UNAVAILABLE, bound=bound))
+
+    def conclude(self, opinion: Opinion, outcome: Outcome) -> None:
+        """Tells the decision, once it is known what came of it: what was executed before, or came
+        to nothing for the books' reasons, was no event."""
+        if opinion.record is None:
+            return
+        had_effect = isinstance(outcome, Accepted) and not outcome.replayed
+        if had_effect or (not isinstance(outcome, Accepted) and outcome.reason in _TOLD):
+            self._records.put(opinion.record)
+
+    def runners(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """Each judges one group after the other, for ever."""
+        return [_Runner(self, reader).run for reader in self._readers]
+
+    async def run_one(self, reader: RiskReader) -> None:
+        """Takes and judges the next group."""
+        await self._filled.wait()
+        group = self._take()
+        if not group:
+            return
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._judge(reader, group)
+        except TimeoutError:
+            log.warning("risk takes too long", requests=len(group))
+        except Exception as error:
+            log.warning("risk cannot judge", error=type(error).__name__, requests=len(group))
+        for pending in group:
+            pending.fail()
+
+    def _take(self) -> list[_Pending]:
+        group: list[_Pending] = []
+        while self._queue and len(group) < self._settings.batch_size_max:
+            pending = self._queue.popleft()
+            # Done: its caller has gone, or waited long enough.
+            if not pending.future.done():
+                group.append(pending)
+        if not self._queue:
+            self._filled.clear()
+        return group
+
+    async def _judge(self, reader: RiskReader, group: Sequence[_Pending]) -> None:
+        # One for the whole group: whoever came in last knows most.
+        knowledge = group[-1].knowledge
+        found = await reader.requests([pending.asked for pending in group])
+        judged: list[tuple[_Pending, Judged]] = []
+        for pending, there in zip(group, found, strict=True):
+            if there.is_over:
+                pending.answer(PLAIN)
+            else:
+                judged.append((pending, judged_of(pending.asked, pending.whence, there)))
+        if not judged:
+            return
+        items = [item for _, item in judged]
+        accounts, (features, away) = await asyncio.gather(
+            reader.accounts(self._accounts_of(items)), self._features(knowledge, items)
+        )
+        self._fill(knowledge, items, accounts, features)
+        without = away | self._score(knowledge, items, away)
+        for number, (pending, item) in enumerate(judged, 1):
+            try:
+                pending.answer(await self._opinion_of(reader, knowledge, item, without))
+            except (TimeoutError, asyncio.CancelledError):
+                raise
+            except Exception:
+                # Ours, and this request's alone.
+                log.exception("a request could not be judged", operation=item.asked.operation)
+                pending.fail()
+            if number % _BREATH == 0:
+                await asyncio.sleep(0)
+
+    def _accounts_of(self, items: Sequence[Judged]) -> list[tuple[int, str]]:
+        """The users', and payees' of transfers as far as they are at home here: elsewhere it would
+        be a read across regions."""
+        wanted = [item.account for item in items]
+        for item in items:
+            payee = self._payee_of(item)
+            if payee is not None:
+                wanted.append(payee)
+        return wanted
+
+    def _payee_of(self, item: Judged) -> tuple[int, str] | None:
+        payee_id = item.subject.payee_id
+        if not payee_id or item.asked.order_id:
+            return None
+        slot = slot_of_user(payee_id)
+        if not self._here.is_home(slot):
+            return None
+        return slot, account_id(payee_id, item.subject.currency)
+
+    async def _features(
+        self, knowledge: Knowledge, items: Sequence[Judged]
+    ) -> tuple[Sequence[Mapping[str, int]], frozenset[str]]:
+        """Of each, and what there is to be done without."""
+        empty: Sequence[Mapping[str, int]] = [{}] * len(items)
+        if not knowledge.features.features:
+            return empty, frozenset()
+        asked = [item.observation for item in items]
+        try:
+            return await self._sources.features.read(knowledge.features, asked), frozenset()
+        except FeaturesAway as error:
+            self.figures.features_away += len(items)
+            log.info("features are away", why=str(error))
+            return empty, _NO_FEATURES
+
+    def _fill(
+        self,
+        knowledge: Knowledge,
+        items: Sequence[Judged],
+        accounts: Mapping[str, AccountFacts],
+        features: Sequence[Mapping[str, int]],
+    ) -> None:
+        nothing = complete({}, knowledge.types)
+        for item, values in zip(items, features, strict=True):
+            payee = self._payee_of(item)
+            item.facts = facts_of(
+                item,
+                accounts.get(item.account[1]),
+                accounts.get(payee[1]) if payee else None,
+                values,
+                nothing,
+            )
+
+    def _score(
+        self, knowledge: Knowledge, items: Sequence[Judged], away: frozenset[str]
+    ) -> frozenset[str]:
+        """Scores by the model in force and those in shadow; what there is to be done without."""
+        scoring = self._sources.scoring
+        expected = scoring.live is not None or any(
+            model.mode == ModelMode.LIVE for model in knowledge.models
+        )
+        missing = _NO_MODEL if expected else frozenset[str]()
+        if away or not self._sources.model_is_on():
+            return missing
+        facts = [item.facts for item in items]
+        try:
+            for shadow in scoring.shadows:
+                for item, score in zip(items, shadow.score(facts), strict=True):
+                    item.shadows.append((shadow.version, score.value))
+            if scoring.live is None:
+                return missing
+            for item, score in zip(items, scoring.live.score(facts), strict=True):
+                item.score = score
+                item.facts[SCORE] = score.value
+        except Exception:
+            log.exception("the model fell over")
+            return missing
+        return frozenset()
+
+    async def _opinion_of(
+        self, reader: RiskReader, knowledge: Knowledge, item: Judged, without: frozenset[str]
+    ) -> Opinion:
+        decision = knowledge.rules.decide(item.facts, knowledge.lists.contains, without)
+        self._sources.hits.note(decision)
+        factor = None
+        if decision.action == Action.CHALLENGE and item.challenge != CaseState.PASSED:
+            factor = await self._factor_of(reader, item)
+        live = self._sources.scoring.live
+        model = live.version if live is not None and item.score is not None else ""
+        verdict = verdict_of(item, decision, factor, model, self._settings)
+        return Opinion(verdict, self._record_of(item, decision, verdict, model))
+
+    async def _factor_of(self, reader: RiskReader, item: Judged) -> Factor | None:
+        slot = item.asked.slot
+        return await reader.factor(slot, factor_id(slot, item.subject.user_id))
+
+    def _record_of(
+        self, item: Judged, decision: Decision, verdict: Verdict, model: str
+    ) -> Record | None:
+        waits = {Conclusion.CHALLENGE: item.challenge, Conclusion.REVIEW: item.review}
+        if waits.get(verdict.conclusion) == CaseState.OPEN:
+            # It came again while its case is open: that was told.
+            return None
+        decision_id = verdict.decision.decision_id if verdict.decision else ""
+        return record_of(item, decision, verdict.conclusion, decision_id, model)
+
+    async def close(self) -> None:
+        for reader in self._readers:
+            await reader.close()
+
+
+_TOLD = frozenset({Reason.RISK_DENIED, Reason.CHALLENGE_REQUIRED, Reason.UNDER_REVIEW})
+
+
+def screened_command(command: Command, opinion: Opinion) -> Command:
+    """Itself, where there is nothing to be looked at in the lane."""
+    verdict = opinion.verdict
+    if verdict.conclusion == Conclusion.ALLOW and not verdict.uses:
+        return command
+    return Screened(command, verdict)
+
+
+@dataclass(frozen=True, slots=True)
+class ScreenedLanes:
+    """Looks like Lanes to whoever submits one request's command, however often."""
+
+    screening: Screening
+    lanes: Lanes
+    asked: Asked
+    context: Any
+
+    async def submit(self, command: Command, timeout_s: float | None = None) -> Outcome:
+        screening = self.screening
+        if not screening.is_on():
+            return await self.lanes.submit(command, timeout_s)
+        opinion = await screening.opinion(self.asked, self.context)
+        outcome = await self.lanes.submit(screened_command(command, opinion), timeout_s)
+        screening.conclude(opinion, outcome)
+        return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Runner:
+    screening: Screening
+    reader: RiskReader
+
+    async def run(self) -> None:
+        while True:
+            await self.screening.run_one(self.reader)
