@@ -26,7 +26,9 @@ from cellpay.control.v1 import (
     operations_pb2_grpc,
     policies_pb2_grpc,
     reconciliation_pb2_grpc,
+    reviews_pb2_grpc,
 )
+from cellpay.risk.v1 import risk_pb2_grpc
 from grpc_health.v1 import health, health_pb2
 
 from control.access.gate import Gate, GatedServer
@@ -47,6 +49,8 @@ from control.operations.watching import Traffic
 from control.policies.service import PolicyService
 from control.reconciliation.service import ReconciliationService
 from control.reconciliation.store import CaseStore
+from control.reviews.service import ReviewsService
+from control.reviews.store import ReviewStore
 from control.service import ControlService, store_refusal
 from control.settings import ControllerSettings, TlsSettings, read_settings
 from control.slotmap import seed_slot_map
@@ -82,6 +86,7 @@ _SERVICES = [
     "cellpay.control.v1.PolicyService",
     "cellpay.control.v1.DrillService",
     "cellpay.control.v1.ReconciliationService",
+    "cellpay.control.v1.ReviewsService",
     "envoy.service.discovery.v3.AggregatedDiscoveryService",
 ]
 _RETRY_S = 0.5
@@ -98,8 +103,12 @@ async def serve(settings: ControllerSettings) -> None:
     """Runs the controller until SIGTERM."""
     tls = TlsFiles(settings.tls.ca, settings.tls.certificate, settings.tls.key)
     store = ChainedStore(connect_etcd(settings.etcd, _files(settings.etcd_tls)))
-    fence = Fence(make_fence_engine(settings.database_url, f"cellpay-{settings.name}"))
-    cases = CaseStore(make_fence_engine(settings.database_url, f"cellpay-{settings.name}-cases"))
+    name = f"cellpay-{settings.name}"
+    fence, cases, reviews = (
+        Fence(make_fence_engine(settings.database_url, name)),
+        CaseStore(make_fence_engine(settings.database_url, f"{name}-cases")),
+        ReviewStore(make_fence_engine(settings.database_url, f"{name}-reviews")),
+    )
     xds = XdsServer()
     lua = read_edge_lua()
     view = View(store)
@@ -109,8 +118,8 @@ async def serve(settings: ControllerSettings) -> None:
             endpoints = {
                 cell: view.detours.get(cell, live.addresses) for cell, live in view.live.items()
             }
-            traffic = traffic_of(policies.now)
-            xds.publish(Topology(view.slot_map, endpoints, settings.edge_listen, lua, traffic))
+            rules = traffic_of(policies.now)
+            xds.publish(Topology(view.slot_map, endpoints, settings.edge_listen, lua, rules))
             kept.changed.set()
 
     kept = KeptSnapshots(settings.snapshot, xds)
@@ -118,13 +127,8 @@ async def serve(settings: ControllerSettings) -> None:
     policies = Follower(store, lambda _: publish())
     leadership = Leadership(store, settings.name, settings.leader_ttl_s)
     calls = GrpcCellCalls(view.addresses_of, tls)
-    runner = Runner(
-        store,
-        fence,
-        calls,
-        known=view.known,
-        traffic=Traffic(view.figures_of, view.newcomers_of, view.recent_of),
-    )
+    traffic = Traffic(view.figures_of, view.newcomers_of, view.recent_of)
+    runner = Runner(store, fence, calls, known=view.known, traffic=traffic)
     watchman = Watchman(
         store,
         view,
@@ -136,7 +140,8 @@ async def serve(settings: ControllerSettings) -> None:
     gate = Gate(store, Access(store), approval_ttl_s=settings.approval_ttl_s)
     keeper = Keeper(Path(settings.mesh)) if settings.mesh else None
     health_servicer = health.aio.HealthServicer()
-    register = _services(store, view, xds, watchman, keeper, gate.access, cases)
+    deciding = ReviewsService(store, reviews, lambda slot: _home(view, calls, slot))
+    register = _services(store, view, xds, watchman, keeper, gate.access, cases, deciding)
     servers = await _listen(settings, tls, xds, gate, health_servicer, register)
     workers = (gate.access.follow(), view.follow(), leadership.run(), watchman.run(),
                Doors(view).run(), kept.run())  # fmt: skip
@@ -163,7 +168,7 @@ async def serve(settings: ControllerSettings) -> None:
             await server.stop(_GRACE_S)
         await calls.close()
         await store.close()
-        await asyncio.gather(fence.close(), cases.close())
+        await asyncio.gather(fence.close(), cases.close(), reviews.close())
 
 
 def _services(
@@ -174,6 +179,7 @@ def _services(
     keeper: Keeper | None,
     access: Access,
     cases: CaseStore,
+    reviews: ReviewsService,
 ) -> Callable[[Any], None]:
     """Adds them all to a server; they are the same ones on each."""
     control = ControlService(store, view, xds, watchman.pulses)
@@ -189,8 +195,15 @@ def _services(
         drills_pb2_grpc.add_DrillServiceServicer_to_server(drills, gated)
         access_pb2_grpc.add_AccessServiceServicer_to_server(roles, gated)
         reconciliation_pb2_grpc.add_ReconciliationServiceServicer_to_server(reconciliation, gated)
+        reviews_pb2_grpc.add_ReviewsServiceServicer_to_server(reviews, gated)
 
     return register
+
+
+def _home(
+    view: View, calls: GrpcCellCalls, slot: int
+) -> risk_pb2_grpc.ReviewsServiceAsyncStub | None:
+    return calls.reviews(view.slot_map.at(slot).cell) if view.slot_map is not None else None
 
 
 async def _listen(

@@ -93,6 +93,11 @@ METHODS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "ProposeResolution": _OPERATE,
         "DecideCase": _APPROVE,
     },
+    f"{_PACKAGE}.ReviewsService": {
+        # With devices and addresses of people.
+        "ListReviews": _RISK,
+        "DecideReview": _RISK,
+    },
     f"{_PACKAGE}.AccessService": {
         "WhoAmI": _READ,
         "ListRoleBindings": _READ,

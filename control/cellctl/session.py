@@ -17,6 +17,7 @@ from cellpay.control.v1 import (
     operations_pb2_grpc,
     policies_pb2_grpc,
     reconciliation_pb2_grpc,
+    reviews_pb2_grpc,
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -108,6 +109,13 @@ class Session:
     ) -> AsyncIterator[reconciliation_pb2_grpc.ReconciliationServiceAsyncStub]:
         async with self.control_channel(name) as channel:
             yield reconciliation_pb2_grpc.ReconciliationServiceStub(channel)
+
+    @contextlib.asynccontextmanager
+    async def reviews(
+        self, name: str = "operator"
+    ) -> AsyncIterator[reviews_pb2_grpc.ReviewsServiceAsyncStub]:
+        async with self.control_channel(name) as channel:
+            yield reviews_pb2_grpc.ReviewsServiceStub(channel)
 
     @contextlib.asynccontextmanager
     async def access(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import grpc
 from cellpay.cell.v1 import cell_pb2, cell_pb2_grpc
+from cellpay.risk.v1 import risk_pb2_grpc
 
 from router.client.tls import TlsFiles
 from router.slots import SlotRange
@@ -62,7 +63,17 @@ class GrpcCellCalls:
             return None
         return answer.in_doubt_left
 
+    def reviews(self, cell: str) -> risk_pb2_grpc.ReviewsServiceAsyncStub | None:
+        """To decide reviews of its users; None when it is dead."""
+        addresses = self._addresses_of(cell)
+        if not addresses:
+            return None
+        return risk_pb2_grpc.ReviewsServiceStub(self._channel(addresses[0]))
+
     def _stub(self, address: str) -> cell_pb2_grpc.CellServiceAsyncStub:
+        return cell_pb2_grpc.CellServiceStub(self._channel(address))
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
         stamp = self._tls.stamp()
         if stamp not in ((), self._stamp):
             self._retired += self._channels.values()
@@ -71,7 +82,7 @@ class GrpcCellCalls:
             self._channels[address] = grpc.aio.secure_channel(
                 address, self._tls.channel_credentials(), options=_OPTIONS
             )
-        return cell_pb2_grpc.CellServiceStub(self._channels[address])
+        return self._channels[address]
 
     async def close(self) -> None:
         for channel in [*self._channels.values(), *self._retired]:
