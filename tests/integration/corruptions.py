@@ -6,6 +6,7 @@ import json
 
 from tests.integration.bank_corruptions import BANK_CORRUPTIONS
 from tests.integration.broken import Broken, post
+from tests.integration.risk_corruptions import RISK_CORRUPTIONS
 
 
 def record(method: str, resource: str, slot: str, key: str = "stray") -> str:
@@ -33,6 +34,7 @@ _LAST = "sequence = (SELECT max(sequence) FROM entries WHERE account_id = '{ann}
 
 CORRUPTIONS = {
     **BANK_CORRUPTIONS,
+    **RISK_CORRUPTIONS,
     "an entry and its account gained a cent": Broken(
         "posting_sums_to_zero",
         [

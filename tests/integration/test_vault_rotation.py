@@ -7,15 +7,20 @@ the cell: their caches know nothing of what the other or the rotating process di
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import random
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from urllib.parse import parse_qs, urlparse
 
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA1
+from cryptography.hazmat.primitives.twofactor.hotp import HOTP
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -25,6 +30,7 @@ from cells.database import make_engine
 from cells.ledger.model import Idempotency
 from cells.ledger.worker import Lanes
 from cells.reading import ReadEngine
+from cells.risk.cases.factors import Factors
 from cells.settings import DatabaseSettings, LaneSettings
 from cells.vault import keystore
 from cells.vault.keyring import keys_of
@@ -228,3 +234,28 @@ async def test_whoever_owns_the_slot_next_opens_it_and_ends_the_rotation_of_the_
         assert await second.reveal(row.instrument_id) == BankAccount("12345678", "X", "安")
         again = await second.register(account(user, "12345678"), new_key(user))
         assert again.instrument_id == row.instrument_id
+
+
+async def test_second_factors_are_sealed_anew_and_answer_as_before(
+    engine: AsyncEngine, master: Path
+) -> None:
+    """The key that sealed them is retired only when they have another."""
+    user, slot = USERS[0], slot_of_user(USERS[0])
+    async with vault_process(engine, master, CELL) as vault:
+        factors = Factors(vault._lanes, vault.engine, vault.keyring, 300)
+        uri = await factors.enrol(user, "", "", None)
+        secret = base64.b32decode(parse_qs(urlparse(uri).query)["secret"][0])
+        now = int(time.time()) // 30
+        codes = [HOTP(secret, 6, SHA1()).generate(step).decode() for step in (now, now + 1)]
+        sealed = await factors.confirm(user, codes[0], None)
+        keys = await keys_of(vault.engine, slot)
+        await vault.keyring.replace(next(key for key in keys if key.purpose == KeyPurpose.FIELD))
+        # Whoever enrols with the old key meanwhile is refused, and takes the new one.
+        rotation = Rotation(vault._lanes, SlotsHere(CELL), vault, SETTINGS, lambda: [Keys()])
+        assert await rotation.look([slot]) == 1
+        resealed = await factors.find(user)
+        assert resealed is not None
+        assert resealed.secret_key == sealed.secret_key + 1
+        assert resealed.secret_sealed != sealed.secret_sealed
+        # A code of the factor as it was is what it takes to replace it.
+        assert await factors.enrol(user, codes[1], "", None) != uri
