@@ -317,3 +317,18 @@ def test_wrong_codes_lock_a_factor_for_longer_each_time() -> None:
     assert locked.reason == Reason.FACTOR_LOCKED
     machine.store.now += timedelta(seconds=299)
     assert machine.store.get(FACTORS, SLOT, factor.factor_id).locked_until > machine.store.now
+
+
+def test_a_factor_that_is_younger_than_the_challenge_does_not_answer_it() -> None:
+    machine = Cases()
+    machine.begin()
+    request = ("pay", "k1")
+    machine.ask(request, Action.CHALLENGE)
+    # Whoever has a code of the old one may replace it, and still not answer what was asked before.
+    enrolling = EnrolFactor(SLOT, USER, "b3RoZXI=", 1, machine.step + 1, 2)
+    assert isinstance(machine.run(enrolling), Accepted)
+    assert isinstance(machine.run(ConfirmFactor(SLOT, USER, machine.step + 2, 3)), Accepted)
+    answer = AnswerChallenge(SLOT, machine._challenge(request), USER, machine.step + 3, 4, TTL_S)
+    outcome = machine.run(answer)
+    assert isinstance(outcome, Refused)
+    assert outcome.reason == Reason.FACTOR_NOT_FOUND
