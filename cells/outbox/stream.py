@@ -45,6 +45,14 @@ _PING_INTERVAL_S = 10
 @contextlib.asynccontextmanager
 async def connect_stream(url: str, name: str) -> AsyncIterator[Any]:
     """A JetStream context with the stream there. Waits for NATS as long as it is away."""
+    async with connect_jetstream(url, name) as stream:
+        await ensure_stream(stream)
+        yield stream
+
+
+@contextlib.asynccontextmanager
+async def connect_jetstream(url: str, name: str) -> AsyncIterator[Any]:
+    """A JetStream context. Waits for NATS as long as it is away."""
     client = await nats.connect(
         url,
         name=name,
@@ -56,9 +64,7 @@ async def connect_stream(url: str, name: str) -> AsyncIterator[Any]:
         reconnected_cb=_on_reconnected,
     )
     try:
-        stream = client.jetstream(timeout=_ACK_WAIT_S)
-        await ensure_stream(stream)
-        yield stream
+        yield client.jetstream(timeout=_ACK_WAIT_S)
     finally:
         # It writes what it still has to a connection that may be gone.
         with contextlib.suppress(OSError, nats.errors.Error):

@@ -1,0 +1,154 @@
+"""Features as a decision reads them: one script, one round trip for many observations.
+
+Never a long wait and never a guess: while Redis is away, empty, being filled anew, or behind the
+stream for too long, it says so and conservative rules decide. docs/risk-features.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from hashlib import sha1
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from cells.breakers.board import Breaker
+from cells.risk.interface import FeaturesAway
+from cells.risk.layout import (
+    FEATURES_KEY,
+    STREAM_KEY,
+    pack_asked,
+    pack_features,
+    unpack_values,
+)
+from cells.risk.windows import Plan
+from router.risk.features import FeatureSet, Observation
+
+log = structlog.get_logger(__name__)
+
+# KEYS features, stream; ARGV stale_ms, features, observations. Answers why not, and the values.
+_READ = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local beat = tonumber(redis.call('HGET', KEYS[2], 'beat') or '0')
+local features, identities, at = {}, {}, 1
+while at <= #ARGV[2] do
+  local id, by, distinct, length, buckets, slack, after = struct.unpack('<c8BBdI2I2', ARGV[2], at)
+  features[#features + 1] = {by = by, distinct = distinct == 1, length = length, buckets = buckets}
+  identities[#identities + 1] = id
+  at = after
+end
+local filled = false
+for i, raw in ipairs(redis.call('HMGET', KEYS[1], unpack(identities))) do
+  if raw then
+    local salt, _, is_filled = struct.unpack('<c8dB', raw)
+    features[i].prefix = '{risk}:' .. salt
+    filled = filled or is_filled == 1
+  end
+end
+if not filled then return {'being filled', ''} end
+if now - beat > tonumber(ARGV[1]) then return {'behind the stream', ''} end
+local nobody = string.rep('\\0', 16)
+local format = '<' .. string.rep('d', #features)
+local answers = {}
+for at = 1, #ARGV[3], 88 do
+  local ms, values = struct.unpack('<d', ARGV[3], at), {}
+  for i, f in ipairs(features) do
+    local from = at + 8 + f.by * 16
+    local entity = string.sub(ARGV[3], from, from + 15)
+    local value, key = 0, f.prefix and f.prefix .. entity
+    local raw = key and entity ~= nobody and redis.call('GET', key)
+    if raw then
+      local last = math.floor(ms / f.length)
+      local first = last - f.buckets + 1
+      if f.distinct then
+        local logs = {}
+        for p = 1, #raw, 4 do
+          local bucket = struct.unpack('<I4', raw, p)
+          if bucket >= first and bucket <= last then
+            logs[#logs + 1] = key .. string.sub(raw, p, p + 3)
+          end
+        end
+        if #logs > 0 then value = redis.call('PFCOUNT', unpack(logs)) end
+      else
+        for p = 1, #raw, 12 do
+          local bucket, sum = struct.unpack('<I4d', raw, p)
+          if bucket >= first and bucket <= last then value = value + sum end
+        end
+        value = math.min(value, 9007199254740991)
+      end
+    end
+    values[i] = value
+  end
+  answers[#answers + 1] = struct.pack(format, unpack(values))
+end
+return {'', table.concat(answers)}
+"""
+_READ_SHA1 = sha1(_READ.encode(), usedforsecurity=False).hexdigest()
+
+
+class RedisFeatures:
+    """Implements Features over what the cell's Consumer keeps."""
+
+    def __init__(
+        self, redis_url: str, breaker: Breaker, *, wait_s: float = 0.02, stale_s: float = 30.0
+    ) -> None:
+        """`wait_s`: for an answer. `stale_s`: how far behind the stream still is an answer."""
+        self._redis: Redis = Redis.from_url(
+            redis_url,
+            socket_timeout=wait_s,
+            # A connection takes more turns of the event loop than an answer.
+            socket_connect_timeout=wait_s,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._breaker = breaker
+        self._wait_s = wait_s
+        self._stale_ms = int(stale_s * 1000)
+        self._plan = Plan.of(FeatureSet())
+        self._packed = b""
+
+    async def read(
+        self, document: FeatureSet, asked: Sequence[Observation]
+    ) -> Sequence[Mapping[str, int]]:
+        if not document.features or not asked:
+            return [{} for _ in asked]
+        if self._breaker.is_open():
+            raise FeaturesAway("Redis is left alone for now")
+        self._plan_for(document)
+        try:
+            async with asyncio.timeout(self._wait_s):
+                why_not, raw = await self._run(pack_asked(asked))
+        except (RedisError, OSError, TimeoutError) as error:
+            self._breaker.note(error)
+            raise FeaturesAway(type(error).__name__) from error
+        self._breaker.note(None)
+        if why_not:
+            raise FeaturesAway(why_not.decode())
+        names = [feature.name for feature in document.features]
+        numbers = [int(value) for value in unpack_values(raw)]
+        count = len(names)
+        return [
+            dict(zip(names, numbers[start : start + count], strict=True))
+            for start in range(0, len(numbers), count)
+        ]
+
+    def _plan_for(self, document: FeatureSet) -> None:
+        if document is not self._plan.document:
+            self._plan = Plan.of(document)
+            self._packed = pack_features(document.features, self._plan.identities)
+
+    async def _run(self, asked: bytes) -> tuple[bytes, bytes]:
+        arguments = (2, FEATURES_KEY, STREAM_KEY, self._stale_ms, self._packed, asked)
+        try:
+            found = await self._redis.evalsha(_READ_SHA1, *arguments)
+        except NoScriptError:
+            # A Redis that was started anew has forgotten it.
+            found = await self._redis.eval(_READ, *arguments)
+        return found[0], found[1]
+
+    async def close(self) -> None:
+        await self._redis.aclose()
