@@ -40,7 +40,7 @@ OBSERVATIONS = st.lists(
 
 
 @st.composite
-def _features(draw: st.DrawFn) -> Feature:
+def features(draw: st.DrawFn) -> Feature:
     by = draw(st.sampled_from(list(Entity)))
     aggregate = draw(st.sampled_from(list(Aggregate)))
     others = [entity for entity in Entity if entity != by]
@@ -57,7 +57,7 @@ def _features(draw: st.DrawFn) -> Feature:
     )
 
 
-def _by_definition(feature: Feature, seen: list[Observation], key: str, at_ms: int) -> int:
+def by_definition(feature: Feature, seen: list[Observation], key: str, at_ms: int) -> int:
     length = feature.window_s * 1000 / feature.buckets
     assert length <= feature.bucket_ms < length + 1
     end = (at_ms // feature.bucket_ms + 1) * feature.bucket_ms
@@ -79,7 +79,7 @@ def _by_definition(feature: Feature, seen: list[Observation], key: str, at_ms: i
     return len({value_of(item, feature.of) for item in counted} - {""})
 
 
-@given(_features(), OBSERVATIONS, st.sampled_from(["x", "y"]), st.integers(0, 500_000))
+@given(features(), OBSERVATIONS, st.sampled_from(["x", "y"]), st.integers(0, 500_000))
 def test_buckets_give_what_the_definition_says_in_any_order(
     feature: Feature, seen: list[Observation], key: str, at_ms: int
 ) -> None:
@@ -96,7 +96,7 @@ def test_buckets_give_what_the_definition_says_in_any_order(
         if feature.aggregate == Aggregate.DISTINCT
         else sum(sums[bucket] for bucket in buckets)
     )
-    assert found == _by_definition(feature, seen, key, at_ms)
+    assert found == by_definition(feature, seen, key, at_ms)
 
 
 def test_features_that_make_no_sense_are_refused() -> None:

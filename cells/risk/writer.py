@@ -1,0 +1,224 @@
+"""What happened becomes features in the cell's Redis: each message of the stream exactly once.
+
+What a message adds and how far each feature has come change in one script, which does nothing
+unless they had come as far as its caller believes. So a consumer may be killed anywhere, repeat
+itself, or live twice, and no observation counts twice or is left out.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from hashlib import sha1
+from typing import Any
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError
+
+from cells.risk.layout import (
+    FEATURES_KEY,
+    PREFIX,
+    STATE_BYTES,
+    STREAM_KEY,
+    State,
+    pack_additions,
+    pack_features,
+)
+from cells.risk.windows import Plan
+from router.risk.features import Observation, additions
+
+log = structlog.get_logger(__name__)
+
+# Of the consumer, which nobody waits for.
+_CALL_WAIT_S = 5.0
+_ABSENT = bytes(STATE_BYTES)
+_SCAN_COUNT = 1000
+
+# KEYS features, stream; ARGV features, their states as believed, their states then, additions, and
+# how long ago the last message was stored that is applied then (-1: says nothing). Answers whether
+# it was done.
+_APPLY = """
+local features, at, n = {}, 1, 0
+while at <= #ARGV[1] do
+  local id, by, distinct, length, buckets, slack, after = struct.unpack('<c8BBdI2I2', ARGV[1], at)
+  local believed = string.sub(ARGV[2], n * 17 + 1, n * 17 + 17)
+  local held = redis.call('HGET', KEYS[1], id) or string.rep('\\0', 17)
+  if held ~= believed then return 0 end
+  n = n + 1
+  features[n] = {id = id, distinct = distinct == 1, length = length, buckets = buckets,
+    slack = slack, then_ = string.sub(ARGV[3], n * 17 - 16, n * 17)}
+  features[n].prefix = '{risk}:' .. string.sub(features[n].then_, 1, 8)
+  at = after
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function ends(f, bucket) return (bucket + f.buckets) * f.length + 60000 end
+local function keep(f, key, found, newest)
+  local oldest, parts = newest - f.buckets + 1 - f.slack, {}
+  for bucket, value in pairs(found) do
+    if bucket >= oldest then
+      parts[#parts + 1] = f.distinct and struct.pack('<I4', bucket)
+        or struct.pack('<I4d', bucket, value)
+    end
+  end
+  redis.call('SET', key, table.concat(parts), 'PXAT', string.format('%.0f', ends(f, newest)))
+end
+local items, at = ARGV[4], 1
+while at <= #items do
+  local number, entity, count
+  number, entity, count, at = struct.unpack('<I2c16I2', items, at)
+  local f = features[number + 1]
+  local key, found, newest, width = f.prefix .. entity, {}, -1, f.distinct and 4 or 12
+  local raw = redis.call('GET', key) or ''
+  for p = 1, #raw, width do
+    local bucket, value = struct.unpack(f.distinct and '<I4' or '<I4d', raw, p)
+    found[bucket] = value
+    if newest < bucket then newest = bucket end
+  end
+  for _ = 1, count do
+    local bucket, value, member
+    if f.distinct then
+      bucket, member, at = struct.unpack('<I4c16', items, at)
+    else
+      bucket, value, at = struct.unpack('<I4d', items, at)
+    end
+    if ends(f, bucket) > now then
+      if f.distinct then
+        local log = key .. struct.pack('<I4', bucket)
+        if redis.call('PFADD', log, member) == 1 then
+          redis.call('PEXPIREAT', log, string.format('%.0f', ends(f, bucket)))
+        end
+        found[bucket] = true
+      else
+        found[bucket] = math.min((found[bucket] or 0) + value, 9007199254740991)
+      end
+      if newest < bucket then newest = bucket end
+    end
+  end
+  if newest >= 0 and ends(f, newest) > now then keep(f, key, found, newest) end
+end
+for _, f in ipairs(features) do redis.call('HSET', KEYS[1], f.id, f.then_) end
+if tonumber(ARGV[5]) >= 0 then
+  redis.call('HSET', KEYS[2], 'beat', string.format('%.0f', now - tonumber(ARGV[5])))
+end
+return 1
+"""
+_APPLY_SHA1 = sha1(_APPLY.encode(), usedforsecurity=False).hexdigest()
+# KEYS features, stream; ARGV when the stream was made, its last message. Positions of another
+# stream or of lost messages mean nothing: what is known stays known, and counting goes on from what
+# is there. Answers whether it was so.
+_ADOPT = """
+local held = redis.call('HGET', KEYS[2], 'created')
+local last, moved = tonumber(ARGV[2]), 0
+if held ~= ARGV[1] then
+  redis.call('HSET', KEYS[2], 'created', ARGV[1])
+  if held then last = 0 end
+end
+for _, id in ipairs(redis.call('HKEYS', KEYS[1])) do
+  local raw = redis.call('HGET', KEYS[1], id)
+  if struct.unpack('<d', raw, 9) > last then
+    local put = string.sub(raw, 1, 8) .. struct.pack('<d', last) .. string.sub(raw, 17)
+    redis.call('HSET', KEYS[1], id, put)
+    moved = 1
+  end
+end
+return moved
+"""
+# KEYS features; ARGV keys. Ends those whose salt is no feature's; looks again, for features begin.
+_SWEEP = """
+local salts, dead = {}, {}
+for _, raw in ipairs(redis.call('HVALS', KEYS[1])) do salts[string.sub(raw, 1, 8)] = true end
+for _, key in ipairs(ARGV) do
+  if not salts[string.sub(key, 8, 15)] then dead[#dead + 1] = key end
+end
+if #dead == 0 then return 0 end
+return redis.call('UNLINK', unpack(dead))
+"""
+
+
+class FeatureWriter:
+    """Raises RedisError, OSError or TimeoutError; nothing is half done then."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._redis: Redis = Redis.from_url(
+            redis_url,
+            socket_timeout=_CALL_WAIT_S,
+            socket_connect_timeout=_CALL_WAIT_S,
+            retry=Retry(NoBackoff(), 0),
+        )
+
+    async def states(self, plan: Plan) -> Mapping[bytes, State]:
+        """Of the features that have one, by identity."""
+        identities = [plan.identities[feature.name] for feature in plan.unique.features]
+        if not identities:
+            return {}
+        found: Sequence[Any] = await self._redis.hmget(FEATURES_KEY, identities)
+        return {
+            identity: State.unpack(raw)
+            for identity, raw in zip(identities, found, strict=True)
+            if raw is not None
+        }
+
+    async def apply(
+        self,
+        plan: Plan,
+        believed: Mapping[bytes, State],
+        then: Mapping[bytes, State],
+        seen: Sequence[Observation],
+        *,
+        age_ms: int | None = None,
+    ) -> bool:
+        """Adds it all and moves the states of all the plan's features, or does nothing: False when
+        a state is not as believed (one that is absent must be absent).
+
+        `age_ms`: how long ago the last message was stored that is counted then.
+        """
+        unique = plan.unique.features
+        order = [plan.identities[feature.name] for feature in unique]
+        held = [believed[item].pack() if item in believed else _ABSENT for item in order]
+        arguments = (
+            2,
+            FEATURES_KEY,
+            STREAM_KEY,
+            pack_features(unique, plan.identities),
+            b"".join(held),
+            b"".join(then[item].pack() for item in order),
+            pack_additions(plan, (part for item in seen for part in additions(plan.unique, item))),
+            -1 if age_ms is None else age_ms,
+        )
+        try:
+            done = await self._redis.evalsha(_APPLY_SHA1, *arguments)
+        except NoScriptError:
+            done = await self._redis.eval(_APPLY, *arguments)
+        return bool(done)
+
+    async def adopt(self, created: str, last: int) -> bool:
+        """Which stream the positions are of; True when they were another's, or of messages that it
+        has lost."""
+        return bool(await self._redis.eval(_ADOPT, 2, FEATURES_KEY, STREAM_KEY, created, last))
+
+    async def forget(self) -> None:
+        """All features are to be filled anew, from the first message."""
+        await self._redis.delete(FEATURES_KEY)
+
+    async def sweep(self) -> int:
+        """Ends what features of other salts left, which would else stay for its window."""
+        kept = {FEATURES_KEY.encode(), STREAM_KEY.encode()}
+        swept = cursor = 0
+        while True:
+            cursor, keys = await self._redis.scan(cursor, match=f"{PREFIX}*", count=_SCAN_COUNT)
+            for first in range(0, len(keys), _SCAN_COUNT):
+                part = [key for key in keys[first : first + _SCAN_COUNT] if key not in kept]
+                swept += int(await self._redis.eval(_SWEEP, 1, FEATURES_KEY, *part))
+            if cursor == 0:
+                return swept
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+def new_state() -> State:
+    return State(secrets.token_bytes(8), 0, filled=False)
