@@ -1,4 +1,6 @@
-"""A consumer in a process of its own, to be killed: python -m tests.integration.counting NATS REDIS.
+"""A consumer in a process of its own, to be killed.
+
+    python -m tests.integration.counting NATS REDIS
 
 Writes a line before each script that it sends to Redis, and one after.
 """

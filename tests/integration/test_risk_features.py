@@ -58,12 +58,12 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshState]:
 
 
 @pytest.fixture
-async def empty(state: MeshState) -> AsyncIterator[MeshState]:
+async def empty(state: MeshState) -> MeshState:
     """No stream, and a Redis that knows nothing."""
     await _forget_stream(state)
     async with Redis.from_url(state.redis_url("a")) as redis:
         await redis.flushall()
-    yield state
+    return state
 
 
 @pytest.fixture
