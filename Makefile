@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # protoc's, because google/api comes from a Python package and not from buf's registry.
 DESCRIPTORS := gen/cellpay/descriptors.binpb
 
-.PHONY: default demo test quick lint types layers protos openapi reference up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench terraform drills clean install
+.PHONY: default demo test quick lint types layers protos openapi reference up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench risk-features-bench flink flink-test terraform drills clean install
 
 default: lint types layers quick
 
@@ -92,6 +92,20 @@ iso8583: $(STAMP)  ## ISO 8583 messages a second through one connection and one 
 
 reconcile-bench: $(STAMP)  ## ten million attempts against ten million lines → bench/results/reconcile.json
 	@$(BIN)/python -m tests.bench.reconcile
+
+risk-features-bench: $(STAMP)  ## what reading and counting features costs → bench/results/risk_features.json
+	@$(BIN)/python -m tests.bench.risk_features
+
+FLINK_STAMP := .venv-flink/.installed
+
+$(FLINK_STAMP): flink/install.py
+	@$(PYTHON) flink/install.py .venv-flink
+	@touch $@
+
+flink: $(FLINK_STAMP)  ## PyFlink in an environment of its own, 850 MB; needs Java 11 or 17
+
+flink-test: $(STAMP) flink  ## features as Flink's SQL, run by Flink
+	@$(BIN)/python -m pytest tests/unit/test_risk_flink.py
 
 TERRAFORM_STAMP := .venv-terraform/.installed
 

@@ -15,95 +15,31 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from cells.cancellation import go_on_unless_cancelled
 from cells.outbox.stream import connect_jetstream
 from cells.risk.layout import State
-from cells.risk.stream import RECORDS_A_MESSAGE_MAX, SUBJECTS, ensure_stream
+from cells.risk.reading import Message, RecordReader, is_end
+from cells.risk.stream import RECORDS_A_MESSAGE_MAX, ensure_stream
 from cells.risk.windows import SLACK_MS, Plan
 from cells.risk.writer import FeatureWriter, new_state
 from router.risk.features import FeatureSet, Observation
-from router.risk.record import STREAM, decode
+from router.risk.record import STREAM
 
 log = structlog.get_logger(__name__)
 
-_MESSAGES_MAX = 64
 _FETCH_WAIT_S = 0.5
 # While there is something to fill.
 _SHORT_WAIT_S = 0.02
 # Features that are this close to the end of the stream have been filled.
 _CLOSE_MS = 1000
-# A consumer that nobody asks vanishes from the server.
-_INACTIVE_S = 60.0
 _BACKOFF_BASE_S = 0.1
 _BACKOFF_CAP_S = 5.0
 # What a rebuild left is ended a little later, when nobody reads it any more.
 _SWEEP_INTERVAL_S = 600.0
-
-
-class _Message(NamedTuple):
-    position: int
-    stored_ms: int
-    # Messages behind it, when it was sent.
-    behind: int
-    seen: Sequence[Observation]
-
-
-class _Reader:
-    """Messages after a position, in order. It keeps no state that would have to be kept."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._subscription: Any = None
-        # The consumer's own count, which has no holes unless a message was lost on the way.
-        self._taken = 0
-        self._position = -1
-
-    async def after(self, position: int, wait_s: float) -> list[_Message]:
-        """Some; none when there are none within this time."""
-        if self._subscription is None or position != self._position:
-            await self._open(position)
-        try:
-            messages = await self._subscription.fetch(_MESSAGES_MAX, timeout=wait_s)
-        except TimeoutError:
-            go_on_unless_cancelled()
-            return []
-        found: list[_Message] = []
-        for message in messages:
-            metadata = message.metadata
-            if metadata.sequence.consumer != self._taken + 1:
-                log.warning("a message was lost on its way; it is read again")
-                self._position = -1
-                break
-            self._taken += 1
-            self._position = metadata.sequence.stream
-            found.append(_message(message))
-        return found
-
-    async def _open(self, position: int) -> None:
-        await self.close()
-        self._subscription = await self._stream.pull_subscribe(
-            SUBJECTS,
-            stream=STREAM,
-            config=ConsumerConfig(
-                deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-                opt_start_seq=position + 1,
-                ack_policy=AckPolicy.NONE,
-                inactive_threshold=_INACTIVE_S,
-                mem_storage=True,
-                num_replicas=1,
-            ),
-        )
-        self._taken, self._position = 0, position
-
-    async def close(self) -> None:
-        if self._subscription is not None:
-            subscription, self._subscription = self._subscription, None
-            await subscription.unsubscribe()
 
 
 class Consumer:
@@ -134,7 +70,7 @@ class Consumer:
                 try:
                     async with connect_jetstream(self._nats_url, name) as stream:
                         await ensure_stream(stream)
-                        live, filling = _Reader(stream), _Reader(stream)
+                        live, filling = RecordReader(stream), RecordReader(stream)
                         await self._look_at(stream)
                         while True:
                             go_on_unless_cancelled()
@@ -149,7 +85,7 @@ class Consumer:
         finally:
             await self._writer.close()
 
-    async def _turn(self, stream: Any, live: _Reader, filling: _Reader) -> None:
+    async def _turn(self, stream: Any, live: RecordReader, filling: RecordReader) -> None:
         """What is next of those that have come furthest, and of those that are furthest behind."""
         plan = self._plan_of_the_day()
         if not plan.unique.features:
@@ -166,16 +102,17 @@ class Consumer:
             self.behind = messages[-1].behind
             await self._apply(_at(plan, positions, furthest), states, messages)
         else:
-            self.behind = await self._look_at(stream) - furthest
-            if self.behind == 0:
-                await self._move(_at(plan, positions, furthest), states, furthest, (), age_ms=0)
+            end = await self._look_at(stream)
+            self.behind = end - furthest
+            if self.behind == 0 or await is_end(stream, furthest):
+                await self._move(_at(plan, positions, furthest), states, end, (), age_ms=0)
         if last < furthest:
             behind = await filling.after(last, _FETCH_WAIT_S)
             known = [message for message in behind if message.position <= furthest]
             part = _at(plan, positions, last)
             if known:
                 await self._apply(part, states, known, is_live=False)
-            elif behind:
+            elif behind or await is_end(stream, last):
                 # Nothing is left in between.
                 await self._move(part, states, furthest, ())
 
@@ -183,7 +120,7 @@ class Consumer:
         self,
         plan: Plan,
         states: Mapping[bytes, State],
-        messages: Sequence[_Message],
+        messages: Sequence[Message],
         *,
         is_live: bool = True,
     ) -> None:
@@ -191,9 +128,9 @@ class Consumer:
         seen: list[Observation] = []
         held = dict(states)
         for number, message in enumerate(messages):
-            seen += message.seen
+            seen += _observations(message)
             following = messages[number + 1] if number + 1 < len(messages) else None
-            if following and len(seen) + len(following.seen) <= RECORDS_A_MESSAGE_MAX:
+            if following and len(seen) + len(following.records) <= RECORDS_A_MESSAGE_MAX:
                 continue
             age_ms = _age_ms(message) if is_live else None
             moved = await self._move(plan, held, message.position, seen, age_ms)
@@ -245,7 +182,7 @@ class Consumer:
         return self._plan
 
 
-def _age_ms(message: _Message) -> int:
+def _age_ms(message: Message) -> int:
     """How old all that is known is, once this is counted."""
     return max(0, time.time_ns() // 1_000_000 - message.stored_ms) if message.behind else 0
 
@@ -265,19 +202,11 @@ def _at(plan: Plan, positions: Mapping[bytes, int], position: int) -> Plan:
     )
 
 
-def _message(message: Any) -> _Message:
-    """Without observations when it holds none of ours, or when they are dated amiss: what came from
-    the future would end what is known."""
-    metadata = message.metadata
-    position, behind = int(metadata.sequence.stream), int(metadata.num_pending)
-    stored_ms = int(metadata.timestamp.timestamp() * 1000)
-    try:
-        records = decode(message.data)
-    except ValueError:
-        log.error("a message holds no records of ours; left out", position=position)
-        return _Message(position, stored_ms, behind, ())
-    latest = stored_ms + SLACK_MS
-    seen = [item.observation for item in records if 0 <= item.observation.at_ms <= latest]
-    if len(seen) < len(records):
-        log.error("decisions from the future; left out", count=len(records) - len(seen))
-    return _Message(position, stored_ms, behind, seen)
+def _observations(message: Message) -> list[Observation]:
+    """Without what is dated amiss: what came from the future would end what is known."""
+    latest = message.stored_ms + SLACK_MS
+    seen = [item.observation for item in message.records if item.observation.at_ms <= latest]
+    if len(seen) < len(message.records):
+        count = len(message.records) - len(seen)
+        log.error("decisions from the future are left out", count=count, position=message.position)
+    return seen

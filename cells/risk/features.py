@@ -20,6 +20,7 @@ from cells.breakers.board import Breaker
 from cells.risk.interface import FeaturesAway
 from cells.risk.layout import (
     FEATURES_KEY,
+    NOTHING_KEY,
     STREAM_KEY,
     pack_asked,
     pack_features,
@@ -30,7 +31,8 @@ from router.risk.features import FeatureSet, Observation
 
 log = structlog.get_logger(__name__)
 
-# KEYS features, stream; ARGV stale_ms, features, observations. Answers why not, and the values.
+# KEYS features, stream, one that is never there; ARGV stale_ms, features, observations. Answers why
+# not, and the values.
 _READ = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -52,35 +54,38 @@ for i, raw in ipairs(redis.call('HMGET', KEYS[1], unpack(identities))) do
 end
 if not filled then return {'being filled', ''} end
 if now - beat > tonumber(ARGV[1]) then return {'behind the stream', ''} end
-local nobody = string.rep('\\0', 16)
+local nobody, answers = string.rep('\\0', 16), {}
+local layouts = setmetatable({}, {__index = function(known, size)
+  known[size] = '<' .. string.rep('I4d', size / 12)
+  return known[size]
+end})
 local format = '<' .. string.rep('d', #features)
-local answers = {}
 for at = 1, #ARGV[3], 88 do
-  local ms, values = struct.unpack('<d', ARGV[3], at), {}
+  local ms, keys, values = struct.unpack('<d', ARGV[3], at), {}, {}
   for i, f in ipairs(features) do
     local from = at + 8 + f.by * 16
     local entity = string.sub(ARGV[3], from, from + 15)
-    local value, key = 0, f.prefix and f.prefix .. entity
-    local raw = key and entity ~= nobody and redis.call('GET', key)
-    if raw then
-      local last = math.floor(ms / f.length)
-      local first = last - f.buckets + 1
-      if f.distinct then
-        local logs = {}
-        for p = 1, #raw, 4 do
-          local bucket = struct.unpack('<I4', raw, p)
-          if bucket >= first and bucket <= last then
-            logs[#logs + 1] = key .. string.sub(raw, p, p + 3)
-          end
+    keys[i] = f.prefix and entity ~= nobody and f.prefix .. entity or KEYS[3]
+  end
+  for i, raw in ipairs(redis.call('MGET', unpack(keys))) do
+    local f, value = features[i], 0
+    local last = raw and math.floor(ms / f.length)
+    local first = raw and last - f.buckets + 1
+    if raw and f.distinct then
+      local logs = {}
+      for p = 1, #raw, 4 do
+        local bucket = struct.unpack('<I4', raw, p)
+        if bucket >= first and bucket <= last then
+          logs[#logs + 1] = keys[i] .. string.sub(raw, p, p + 3)
         end
-        if #logs > 0 then value = redis.call('PFCOUNT', unpack(logs)) end
-      else
-        for p = 1, #raw, 12 do
-          local bucket, sum = struct.unpack('<I4d', raw, p)
-          if bucket >= first and bucket <= last then value = value + sum end
-        end
-        value = math.min(value, 9007199254740991)
       end
+      if #logs > 0 then value = redis.call('PFCOUNT', unpack(logs)) end
+    elseif raw then
+      local pairs_ = {struct.unpack(layouts[#raw], raw)}
+      for p = 1, #pairs_ - 1, 2 do
+        if pairs_[p] >= first and pairs_[p] <= last then value = value + pairs_[p + 1] end
+      end
+      value = math.min(value, 9007199254740991)
     end
     values[i] = value
   end
@@ -142,7 +147,7 @@ class RedisFeatures:
             self._packed = pack_features(document.features, self._plan.identities)
 
     async def _run(self, asked: bytes) -> tuple[bytes, bytes]:
-        arguments = (2, FEATURES_KEY, STREAM_KEY, self._stale_ms, self._packed, asked)
+        arguments = (3, FEATURES_KEY, STREAM_KEY, NOTHING_KEY, self._stale_ms, self._packed, asked)
         try:
             found = await self._redis.evalsha(_READ_SHA1, *arguments)
         except NoScriptError:

@@ -23,6 +23,8 @@ from router.risk.features import Addition, Aggregate, Entity, Feature, Observati
 # One tag, so that a cluster keeps them on one node.
 FEATURES_KEY = "{risk}:features"
 STREAM_KEY = "{risk}:stream"
+# Of what is not known: never there.
+NOTHING_KEY = "{risk}:-"
 PREFIX = "{risk}:"
 DIGEST_BYTES = 16
 NOBODY = bytes(DIGEST_BYTES)
@@ -73,16 +75,11 @@ def pack_features(features: Sequence[Feature], identities: Mapping[str, bytes]) 
 
 def pack_asked(asked: Sequence[Observation]) -> bytes:
     """A time and the digest of each entity, of each."""
-    known: dict[str, bytes] = {"": NOBODY}
+    digests = _Digests({"": NOBODY})
     parts: list[bytes] = []
     for item in asked:
         parts.append(struct.pack("<d", float(item.at_ms)))
-        for entity in _ENTITIES:
-            value = value_of(item, entity)
-            found = known.get(value)
-            if found is None:
-                found = known[value] = digest(value)
-            parts.append(found)
+        parts += [digests[value_of(item, entity)] for entity in _ENTITIES]
     return b"".join(parts)
 
 
@@ -92,21 +89,36 @@ def unpack_values(raw: bytes) -> tuple[float, ...]:
 
 def pack_additions(plan: Plan, additions: Iterable[Addition]) -> bytes:
     """Those of one place together: a place is a feature and an entity."""
+    sums: dict[tuple[str, str], dict[int, int]] = {}
+    members: dict[tuple[str, str], set[tuple[int, str]]] = {}
+    for feature, key, bucket, value, member in additions:
+        place = (feature.name, key)
+        if member:
+            found = members.get(place)
+            if found is None:
+                found = members[place] = set()
+            found.add((bucket, member))
+            continue
+        buckets = sums.get(place)
+        if buckets is None:
+            buckets = sums[place] = {}
+        # Clamped in the end: no number of 64 of the largest is too large for Python.
+        buckets[bucket] = buckets.get(bucket, 0) + (value if value > 0 else 0)
     numbers = {feature.name: number for number, feature in enumerate(plan.unique.features)}
-    sums: dict[tuple[int, str], dict[int, int]] = {}
-    members: dict[tuple[int, str], set[tuple[int, str]]] = {}
-    for item in additions:
-        place = (numbers[item.feature.name], item.key)
-        if item.member:
-            members.setdefault(place, set()).add((item.bucket, item.member))
-        else:
-            buckets = sums.setdefault(place, {})
-            buckets[item.bucket] = counted(buckets.get(item.bucket, 0) + counted(item.value))
+    digests = _Digests()
     parts: list[bytes] = []
-    for (number, key), values in sums.items():
-        parts.append(_ITEM.pack(number, digest(key), len(values)))
-        parts += [_SUM.pack(bucket, float(value)) for bucket, value in values.items()]
-    for (number, key), pairs in members.items():
-        parts.append(_ITEM.pack(number, digest(key), len(pairs)))
-        parts += [_MEMBER.pack(bucket, digest(member)) for bucket, member in sorted(pairs)]
+    for (name, key), totals in sums.items():
+        parts.append(_ITEM.pack(numbers[name], digests[key], len(totals)))
+        parts += [_SUM.pack(bucket, float(counted(total))) for bucket, total in totals.items()]
+    for (name, key), pairs in members.items():
+        parts.append(_ITEM.pack(numbers[name], digests[key], len(pairs)))
+        parts += [_MEMBER.pack(bucket, digests[member]) for bucket, member in pairs]
     return b"".join(parts)
+
+
+class _Digests(dict[str, bytes]):
+    """Each is made once."""
+
+    def __missing__(self, value: str) -> bytes:
+        made = self[value] = digest(value)
+        return made

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import signal
 import sys
 import time
@@ -19,7 +21,9 @@ import cells.risk.stream
 from cells.breakers.board import Breaker
 from cells.outbox.stream import connect_jetstream
 from cells.risk.consumer import Consumer
+from cells.risk.export import export
 from cells.risk.features import RedisFeatures
+from cells.risk.figures import FeatureMetrics
 from cells.risk.interface import FeaturesAway
 from cells.risk.layout import State
 from cells.risk.memory import MemoryFeatures
@@ -29,6 +33,7 @@ from cells.risk.writer import FeatureWriter, new_state
 from control.mesh import launcher
 from control.mesh.options import MeshOptions
 from control.mesh.state import MeshState
+from router.metrics import Metrics
 from router.policies.model import Dependency
 from router.risk.features import Aggregate, Entity, Feature, FeatureSet, Observation
 from router.risk.record import STREAM, SUBJECT_PREFIX, Record, encode
@@ -464,3 +469,52 @@ async def test_what_is_too_much_or_too_large_is_dropped_and_counted(
     assert (publisher.published, publisher.dropped) == (98, 102)
     asked = _asked()
     assert list(await reading.read(DOCUMENT, asked)) == list(_expected(seen[:98], asked))
+
+
+async def test_an_export_has_every_observation_in_the_streams_order(empty: MeshState) -> None:
+    seen = _happened(200)
+    await _publish(empty, seen)
+    out = io.StringIO()
+    assert await export(empty.nats_url, out) == 200
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert lines == [item._asdict() for item in seen]
+
+
+async def test_metrics_tell_what_was_sent_dropped_and_counted(empty: MeshState) -> None:
+    publisher, consumer = Publisher(empty.nats_url, "a"), _consumer(empty)
+    publisher.put(_record(_happened(1)[0])._replace(facts={"large": "x" * 2_000_000}))
+    for item in _happened(40):
+        publisher.put(_record(item))
+    page = Metrics(FeatureMetrics(publisher, None)).render()
+    assert "cellpay_risk_records_waiting 41.0" in page
+    assert "behind" not in page
+    reading = _reader(empty)
+    async with going_on(publisher.run, consumer.run):
+        assert await publisher.drain(PATIENT_S)
+        await _until_counted(empty, reading)
+    page = Metrics(FeatureMetrics(publisher, consumer)).render()
+    for line in (
+        'cellpay_risk_records_total{outcome="published"} 40.0',
+        'cellpay_risk_records_total{outcome="dropped"} 1.0',
+        "cellpay_risk_observations_total 40.0",
+        "cellpay_risk_features_behind 0.0",
+    ):
+        assert line in page
+    await reading.close()
+
+
+async def test_a_purged_stream_is_no_stream_that_one_is_behind(
+    empty: MeshState, reading: RedisFeatures
+) -> None:
+    seen = _happened(100)
+    await _publish(empty, seen)
+    async with connect_jetstream(empty.nats_url, "test") as stream:
+        await stream.purge_stream(STREAM)
+    async with going_on(_consumer(empty).run):
+        await _until_counted(empty, reading)
+        asked = _asked()
+        assert list(await reading.read(DOCUMENT, asked)) == list(_expected([], asked))
+        assert await export(empty.nats_url, io.StringIO()) == 0
+        await _publish(empty, seen)
+        await _until_counted(empty, reading)
+    assert list(await reading.read(DOCUMENT, asked)) == list(_expected(seen, asked))
