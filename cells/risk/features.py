@@ -31,8 +31,8 @@ from router.risk.features import FeatureSet, Observation
 
 log = structlog.get_logger(__name__)
 
-# KEYS features, stream, one that is never there; ARGV stale_ms, features, observations. Answers why
-# not, and the values.
+# KEYS features, stream, one that is there only within a script; ARGV stale_ms, features,
+# observations. Answers why not, and the values.
 _READ = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -59,6 +59,31 @@ local layouts = setmetatable({}, {__index = function(known, size)
   known[size] = '<' .. string.rep('I4d', size / 12)
   return known[size]
 end})
+local function distinct(key, raw, first, last)
+  local known, members, logs, p = {}, {}, {}, 1
+  while p <= #raw do
+    local bucket, count = struct.unpack('<I4B', raw, p)
+    local held = count == 255 and 0 or count
+    if bucket >= first and bucket <= last then
+      if count == 255 then logs[#logs + 1] = key .. string.sub(raw, p, p + 3) end
+      for at = p + 5, p + 4 + held * 8, 8 do
+        local member = string.sub(raw, at, at + 7)
+        if not known[member] then
+          known[member] = true
+          members[#members + 1] = member
+        end
+      end
+    end
+    p = p + 5 + held * 8
+  end
+  if #logs == 0 then return #members end
+  if #members == 0 then return redis.call('PFCOUNT', unpack(logs)) end
+  redis.call('PFMERGE', KEYS[3], unpack(logs))
+  redis.call('PFADD', KEYS[3], unpack(members))
+  local count = redis.call('PFCOUNT', KEYS[3])
+  redis.call('DEL', KEYS[3])
+  return count
+end
 local format = '<' .. string.rep('d', #features)
 for at = 1, #ARGV[3], 88 do
   local ms, keys, values = struct.unpack('<d', ARGV[3], at), {}, {}
@@ -72,14 +97,7 @@ for at = 1, #ARGV[3], 88 do
     local last = raw and math.floor(ms / f.length)
     local first = raw and last - f.buckets + 1
     if raw and f.distinct then
-      local logs = {}
-      for p = 1, #raw, 4 do
-        local bucket = struct.unpack('<I4', raw, p)
-        if bucket >= first and bucket <= last then
-          logs[#logs + 1] = keys[i] .. string.sub(raw, p, p + 3)
-        end
-      end
-      if #logs > 0 then value = redis.call('PFCOUNT', unpack(logs)) end
+      value = distinct(keys[i], raw, first, last)
     elseif raw then
       local pairs_ = {struct.unpack(layouts[#raw], raw)}
       for p = 1, #pairs_ - 1, 2 do

@@ -3,8 +3,9 @@
 {risk}:features   hash: a feature's identity → its state: salt, position in the stream, filled
 {risk}:stream     hash: created (which stream the positions are of), beat (Redis's time when all
                   that the stream held had been applied)
-{risk}:<salt><entity>            count, sum: pairs of bucket and value; distinct: buckets in use
-{risk}:<salt><entity><bucket>    distinct: a HyperLogLog of members
+{risk}:<salt><entity>            count, sum: pairs of bucket and value; distinct: buckets, each with
+                                 its members while they are few
+{risk}:<salt><entity><bucket>    distinct: a HyperLogLog of a bucket's members when they are many
 
 Entities and members are digests: Redis holds no user, address, device or token in clear. Every key
 ends by itself with its window. A feature that is to be filled anew gets another salt.
@@ -23,7 +24,7 @@ from router.risk.features import Addition, Aggregate, Entity, Feature, Observati
 # One tag, so that a cluster keeps them on one node.
 FEATURES_KEY = "{risk}:features"
 STREAM_KEY = "{risk}:stream"
-# Of what is not known: never there.
+# Of what is not known: never there, but within a script.
 NOTHING_KEY = "{risk}:-"
 PREFIX = "{risk}:"
 DIGEST_BYTES = 16
@@ -33,7 +34,11 @@ _FEATURE = struct.Struct("<8sBBdHH")
 _STATE = struct.Struct("<8sdB")
 _ITEM = struct.Struct("<H16sH")
 _SUM = struct.Struct("<Id")
-_MEMBER = struct.Struct("<I16s")
+_MEMBER = struct.Struct("<I8s")
+_MEMBER_BYTES = 8
+# A bucket with more members becomes a HyperLogLog. Which it is depends on its members alone, not on
+# their order, so a replay gives the same.
+MEMBERS_MAX = 16
 STATE_BYTES = _STATE.size
 
 
@@ -112,7 +117,7 @@ def pack_additions(plan: Plan, additions: Iterable[Addition]) -> bytes:
         parts += [_SUM.pack(bucket, float(counted(total))) for bucket, total in totals.items()]
     for (name, key), pairs in members.items():
         parts.append(_ITEM.pack(numbers[name], digests[key], len(pairs)))
-        parts += [_MEMBER.pack(bucket, digests[member]) for bucket, member in pairs]
+        parts += [_MEMBER.pack(bucket, digests[member][:_MEMBER_BYTES]) for bucket, member in pairs]
     return b"".join(parts)
 
 

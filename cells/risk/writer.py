@@ -20,6 +20,7 @@ from redis.exceptions import NoScriptError
 
 from cells.risk.layout import (
     FEATURES_KEY,
+    MEMBERS_MAX,
     PREFIX,
     STATE_BYTES,
     STREAM_KEY,
@@ -38,8 +39,8 @@ _ABSENT = bytes(STATE_BYTES)
 _SCAN_COUNT = 1000
 
 # KEYS features, stream; ARGV features, their states as believed, their states then, additions, and
-# how long ago the last message was stored that is applied then (-1: says nothing). Answers whether
-# it was done.
+# how long ago the last message was stored that is applied then (-1: says nothing), members that a
+# bucket holds by themselves. Answers whether it was done.
 _APPLY = """
 local features, at, n = {}, 1, 0
 while at <= #ARGV[1] do
@@ -56,12 +57,53 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function ends(f, bucket) return (bucket + f.buckets) * f.length + 60000 end
+local function parsed(f, raw)
+  local found, newest, p = {}, -1, 1
+  while p <= #raw do
+    local bucket, value
+    if f.distinct then
+      bucket, value, p = struct.unpack('<I4B', raw, p)
+      found[bucket] = {n = value}
+      if value < 255 then
+        for at = p, p + value * 8 - 1, 8 do found[bucket][string.sub(raw, at, at + 7)] = true end
+        p = p + value * 8
+      end
+    else
+      bucket, value, p = struct.unpack('<I4d', raw, p)
+      found[bucket] = value
+    end
+    if newest < bucket then newest = bucket end
+  end
+  return found, newest
+end
+local function add_member(f, key, found, bucket, member)
+  local held = found[bucket] or {n = 0}
+  found[bucket] = held
+  if held[member] then return end
+  if held.n < tonumber(ARGV[6]) then
+    held[member], held.n = true, held.n + 1
+    return
+  end
+  local log = key .. struct.pack('<I4', bucket)
+  if held.n < 255 then
+    for other in pairs(held) do
+      if other ~= 'n' then redis.call('PFADD', log, other) end
+    end
+    found[bucket] = {n = 255}
+  end
+  redis.call('PFADD', log, member)
+  redis.call('PEXPIREAT', log, string.format('%.0f', ends(f, bucket)))
+end
 local function keep(f, key, found, newest)
   local oldest, parts = newest - f.buckets + 1 - f.slack, {}
   for bucket, value in pairs(found) do
-    if bucket >= oldest then
-      parts[#parts + 1] = f.distinct and struct.pack('<I4', bucket)
-        or struct.pack('<I4d', bucket, value)
+    if bucket >= oldest and f.distinct then
+      parts[#parts + 1] = struct.pack('<I4B', bucket, value.n)
+      for member in pairs(value) do
+        if member ~= 'n' then parts[#parts + 1] = member end
+      end
+    elseif bucket >= oldest then
+      parts[#parts + 1] = struct.pack('<I4d', bucket, value)
     end
   end
   redis.call('SET', key, table.concat(parts), 'PXAT', string.format('%.0f', ends(f, newest)))
@@ -71,27 +113,18 @@ while at <= #items do
   local number, entity, count
   number, entity, count, at = struct.unpack('<I2c16I2', items, at)
   local f = features[number + 1]
-  local key, found, newest, width = f.prefix .. entity, {}, -1, f.distinct and 4 or 12
-  local raw = redis.call('GET', key) or ''
-  for p = 1, #raw, width do
-    local bucket, value = struct.unpack(f.distinct and '<I4' or '<I4d', raw, p)
-    found[bucket] = value
-    if newest < bucket then newest = bucket end
-  end
+  local key = f.prefix .. entity
+  local found, newest = parsed(f, redis.call('GET', key) or '')
   for _ = 1, count do
     local bucket, value, member
     if f.distinct then
-      bucket, member, at = struct.unpack('<I4c16', items, at)
+      bucket, member, at = struct.unpack('<I4c8', items, at)
     else
       bucket, value, at = struct.unpack('<I4d', items, at)
     end
     if ends(f, bucket) > now then
       if f.distinct then
-        local log = key .. struct.pack('<I4', bucket)
-        if redis.call('PFADD', log, member) == 1 then
-          redis.call('PEXPIREAT', log, string.format('%.0f', ends(f, bucket)))
-        end
-        found[bucket] = true
+        add_member(f, key, found, bucket, member)
       else
         found[bucket] = math.min((found[bucket] or 0) + value, 9007199254740991)
       end
@@ -188,6 +221,7 @@ class FeatureWriter:
             b"".join(then[item].pack() for item in order),
             pack_additions(plan, (part for item in seen for part in additions(plan.unique, item))),
             -1 if age_ms is None else age_ms,
+            MEMBERS_MAX,
         )
         try:
             done = await self._redis.evalsha(_APPLY_SHA1, *arguments)

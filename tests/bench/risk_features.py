@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import os
 import random
 import tempfile
 import time
@@ -106,7 +107,10 @@ async def _read(
     )
     wall: list[float] = []
     processor: list[float] = []
+    redis: list[float] = []
     for number in range(rounds + 50):
+        if number == 50:
+            redis.append(await _redis_cpu_s(state))
         now = time.time_ns() // 1_000_000
         asked = [observation(chance, now) for _ in range(size)]
         begun, used = time.perf_counter_ns(), time.process_time_ns()
@@ -114,11 +118,20 @@ async def _read(
         if number >= 50:
             wall.append((time.perf_counter_ns() - begun) / 1000)
             processor.append((time.process_time_ns() - used) / 1000)
+    redis.append(await _redis_cpu_s(state))
     await reading.close()
+    redis_us = 1e6 * (redis[1] - redis[0]) / rounds
+    figures.add(f"read_30_features_of_{size}_redis_cpu_us", "µs", [redis_us])
     for percent, part in (("p50", 0.5), ("p99", 0.99)):
         value = sorted(wall)[int(part * len(wall))]
         figures.add(f"read_30_features_of_{size}_{percent}_us", "µs", [value])
     figures.add(f"read_30_features_of_{size}_cpu_us", "µs", [sum(processor) / len(processor)])
+
+
+async def _redis_cpu_s(state: MeshState) -> float:
+    async with Redis.from_url(state.redis_url("a")) as redis:
+        used = await redis.info("cpu")
+    return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
 
 
 async def _delay(state: MeshState, features: FeatureSet, rounds: int, figures: Figures) -> None:
@@ -159,6 +172,7 @@ async def _memory(state: MeshState, figures: Figures) -> None:
 async def run(decisions: int, rounds: int) -> None:
     figures = Figures()
     figures.notes.update({"decisions": decisions, "features": 30, "users": _USERS})
+    figures.notes["load_average"] = os.getloadavg()[0]
     features = document()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mesh"

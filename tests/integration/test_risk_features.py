@@ -25,7 +25,7 @@ from cells.risk.export import export
 from cells.risk.features import RedisFeatures
 from cells.risk.figures import FeatureMetrics
 from cells.risk.interface import FeaturesAway
-from cells.risk.layout import State
+from cells.risk.layout import NOTHING_KEY, State
 from cells.risk.memory import MemoryFeatures
 from cells.risk.stream import Publisher, ensure_stream
 from cells.risk.windows import Plan
@@ -518,3 +518,40 @@ async def test_a_purged_stream_is_no_stream_that_one_is_behind(
         await _publish(empty, seen)
         await _until_counted(empty, reading)
     assert list(await reading.read(DOCUMENT, asked)) == list(_expected(seen, asked))
+
+
+async def test_few_members_are_counted_exactly_and_many_as_well_as_redis_can(
+    empty: MeshState, reading: RedisFeatures
+) -> None:
+    feature = Feature("users", Entity.DEVICE, Aggregate.DISTINCT, 3600, of=Entity.USER)
+    document = FeatureSet((feature,))
+    length = feature.bucket_ms
+    start = _now_ms() // length * length
+    query = _happened(1)[0]._replace(device="shared", at_ms=start)
+    seen: list[Observation] = []
+
+    def use(bucket: int, users: range) -> None:
+        at_ms = start - bucket * length
+        named = [query._replace(at_ms=at_ms, user=f"user-{user}") for user in users]
+        seen.extend(named * 2)
+
+    async with going_on(_consumer(empty, document).run):
+        for bucket, users, exact in (
+            (0, range(16), True),
+            (1, range(8, 24), True),
+            # The first bucket becomes a HyperLogLog, and is counted together with the second.
+            (0, range(16, 40), False),
+            (1, range(30, 1000), False),
+            (3, range(2000, 2005), False),
+            # Out of the window.
+            (10, range(5000, 5500), False),
+        ):
+            count = len(seen)
+            use(bucket, users)
+            await _publish(empty, seen[count:])
+            await _until_counted(empty, reading, document)
+            (found,) = await reading.read(document, [query])
+            (wanted,) = _expected(seen, [query], document)
+            assert found["users"] == pytest.approx(wanted["users"], rel=0 if exact else 0.03)
+    async with Redis.from_url(empty.redis_url("a")) as redis:
+        assert not await redis.exists(NOTHING_KEY)
