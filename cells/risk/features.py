@@ -54,7 +54,7 @@ for i, raw in ipairs(redis.call('HMGET', KEYS[1], unpack(identities))) do
 end
 if not filled then return {'being filled', ''} end
 if now - beat > tonumber(ARGV[1]) then return {'behind the stream', ''} end
-local nobody, answers = string.rep('\\0', 16), {}
+local nobody, answers, counts = string.rep('\\0', 16), {}, {}
 local layouts = setmetatable({}, {__index = function(known, size)
   known[size] = '<' .. string.rep('I4d', size / 12)
   return known[size]
@@ -97,7 +97,9 @@ for at = 1, #ARGV[3], 88 do
     local last = raw and math.floor(ms / f.length)
     local first = raw and last - f.buckets + 1
     if raw and f.distinct then
-      value = distinct(keys[i], raw, first, last)
+      local asked = keys[i] .. last
+      counts[asked] = counts[asked] or distinct(keys[i], raw, first, last)
+      value = counts[asked]
     elseif raw then
       local pairs_ = {struct.unpack(layouts[#raw], raw)}
       for p = 1, #pairs_ - 1, 2 do

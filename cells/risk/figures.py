@@ -21,12 +21,25 @@ class FeatureMetrics:
     def __call__(self) -> Iterator[Metric]:
         publisher = self._publisher
         outcomes = [(("published",), publisher.published), (("dropped",), publisher.dropped)]
-        text = "Decisions that went to the stream, and those that never will."
-        yield counter("cellpay_risk_records", text, outcomes, labels=("outcome",))
-        text = "Decisions on their way to the stream."
-        yield gauge("cellpay_risk_records_waiting", text, [((), publisher.waiting)])
+        yield counter(
+            "cellpay_risk_records",
+            "Decisions that went to the stream, and those that never will.",
+            outcomes,
+            labels=("outcome",),
+        )
+        yield gauge(
+            "cellpay_risk_records_waiting",
+            "Decisions on their way to the stream.",
+            [((), publisher.waiting)],
+        )
         if self._consumer is not None:
-            text = "Observations that features were made of."
-            yield counter("cellpay_risk_observations", text, [((), self._consumer.applied)])
-            text = "Messages of the stream that features do not have yet."
-            yield gauge("cellpay_risk_features_behind", text, [((), self._consumer.behind)])
+            yield counter(
+                "cellpay_risk_observations",
+                "Observations that features were made of.",
+                [((), self._consumer.applied)],
+            )
+            yield gauge(
+                "cellpay_risk_features_behind",
+                "Messages of the stream that features do not have yet.",
+                [((), self._consumer.behind)],
+            )

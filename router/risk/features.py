@@ -4,8 +4,8 @@ Exactly: a window of `window_s` is `buckets` buckets of equal length, aligned to
 a time t a feature covers the bucket that t lies in and the `buckets - 1` before it, so between
 (1 - 1/buckets) and all of the window. An observation counts in the bucket of its own time, whenever
 it comes; so neither order nor delay changes a value, and a replay of the stream gives the same.
-Counts and sums are exact; distinct counts are HyperLogLog's (standard error 0.81 %; Flajolet et al.
-2007, as in Redis).
+Counts and sums are exact; distinct counts of many members are HyperLogLog's (standard error 0.81 %;
+Flajolet et al. 2007, as in Redis).
 """
 
 from __future__ import annotations
