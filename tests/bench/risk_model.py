@@ -17,7 +17,7 @@ from router.risk.artefact import RiskModel, text_of
 from router.risk.trees import LEAF, Model, parse, rights
 from tests.bench.figures import RESULTS, Figures
 
-_REQUESTS = 2_000
+_REQUESTS = 500
 _GROUPS = (1, 16, 64)
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     runtime = TreeModel(model)
     figures = Figures()
     figures.add("compile_ms", "ms", [1000 * (time.perf_counter() - began)])
-    stream = simulate(Plan(seed=9, users=200, days=30), read_features())
+    stream = simulate(Plan(seed=9, users=100, days=15), read_features())
     facts = [event.facts for event in stream][-_REQUESTS:]
     numbers = [runtime.numbers(item) for item in facts]
     for size in _GROUPS:
