@@ -41,6 +41,7 @@ from cells.choice.worker import Choosing
 from cells.database import make_engine
 from cells.degradation.load import LoadMeter
 from cells.health import Reporter
+from cells.keys.signing import Signing
 from cells.ledger.book import MoneyBroken
 from cells.ledger.worker import Lanes
 from cells.membership import Membership
@@ -70,6 +71,7 @@ from router.guard import GuardedServer, SlotsHere
 from router.logs import configure_logs
 from router.metrics import Calls
 from router.policies.model import Dependency, Feature, Mode
+from router.signing.gate import SignatureGate
 from router.standard import add_standard_services
 from router.store.etcd import connect_etcd
 from router.store.model import Store
@@ -88,6 +90,7 @@ _OPTIONS: list[tuple[str, Any]] = [
 # Who may call what is not for everyone; the mesh's CA has signed every caller.
 _CALLERS = {
     "cellpay.cell.v1.CellService": ("controller",),
+    "cellpay.keys.v1.AnswersService": ("edge",),
     "cellpay.transfers.v1.ParticipantService": ("cell",),
     "cellpay.transfers.v1.FundingService": ("cell",),
     **BANKING_CALLERS,
@@ -103,6 +106,8 @@ _SERVICES = [
         "transfers.v1.FundingService",
         "notifications.v1.NotificationsService",
         "vault.v1.InstrumentsService",
+        "keys.v1.KeysService",
+        "keys.v1.AnswersService",
         "cell.v1.CellService",
     )
 ] + list(BANKING_SERVICES)
@@ -140,6 +145,7 @@ class Guarding:
     admission: Admission
     tally: Tally
     calls: Calls
+    signing: SignatureGate
 
 
 async def serve(settings: CellSettings, role: Role) -> None:
@@ -158,7 +164,8 @@ async def serve(settings: CellSettings, role: Role) -> None:
         recovery = Recovery(read_engine, here, coordinator, refunding, settings.transfers)
         vault = Vault(lanes, read_engine, open_kms(settings.vault.keystore))
         banking = Banking(settings, lanes, read_engine, here, vault, policing, choosing, mesh)
-        guarding = Guarding(here, policing.admission, Tally(), Calls())
+        signing = Signing(store, lanes, read_engine, here, vault.kms, settings.redis_url, policing)
+        guarding = Guarding(here, policing.admission, Tally(), Calls(), signing.gate)
         health_servicer = health.aio.HealthServicer()
         services = _services(
             lanes,
@@ -171,9 +178,8 @@ async def serve(settings: CellSettings, role: Role) -> None:
             vault,
             settings,
         )
-        services += banking.services()
-        listen = settings.listen if role.is_first else _any_port(settings.listen)
-        servers, address = _listen(settings, listen, guarding, health_servicer, services)
+        services += banking.services() + signing.services()
+        servers, address = _listen(settings, role, guarding, health_servicer, services)
         await _start(servers, health_servicer)
         # Slots that came here: what is in doubt there has lost its driver.
         gains: asyncio.Queue[frozenset[int]] = asyncio.Queue()
@@ -185,7 +191,9 @@ async def serve(settings: CellSettings, role: Role) -> None:
         telling = _telling(lanes, policing, read_engine, guarding, workers, role)
         try:
             async with asyncio.TaskGroup() as group:
-                _run_in(group, lanes, branches, read_engine, policing, choosing, banking, role)
+                _run_in(
+                    group, lanes, branches, read_engine, policing, choosing, banking, signing, role
+                )
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
                 group.create_task(Reporter(store, settings, guarding.tally).run())
@@ -218,6 +226,7 @@ def _run_in(
     policing: Policing,
     choosing: Choosing,
     banking: Banking,
+    signing: Signing,
     role: Role,
 ) -> None:
     """What every process of a cell does beside its calls."""
@@ -227,6 +236,7 @@ def _run_in(
     group.create_task(policing.run())
     group.create_task(choosing.run())
     group.create_task(banking.run(recover=role.is_first))
+    group.create_task(signing.run(publish=role.is_first))
     if read_engine.replica is not None:
         group.create_task(read_engine.replica.run())
 
@@ -283,24 +293,21 @@ def _engines(settings: CellSettings) -> tuple[AsyncEngine, ReadEngine]:
     return lanes, ReadEngine(reads, Replica(replica, reads))
 
 
-def _any_port(listen: str) -> str:
-    return f"{listen.rpartition(':')[0]}:0"
-
-
 def _listen(
     settings: CellSettings,
-    listen: str,
+    role: Role,
     guarding: Guarding,
     health_servicer: Any,
     services: list[tuple[Callable[..., None], Any]],
 ) -> tuple[list[grpc.aio.Server], str]:
     """Servers on one port, and its address."""
     servers = []
-    address = listen
+    host = settings.listen.rpartition(":")[0]
+    address = settings.listen if role.is_first else f"{host}:0"
     for _ in range(settings.servers):
         server = _server(guarding, health_servicer, services)
         port = server.add_secure_port(address, settings.tls.server_credentials())
-        address = f"{listen.rpartition(':')[0]}:{port}"
+        address = f"{host}:{port}"
         servers.append(server)
     return servers, address
 
@@ -418,6 +425,7 @@ def _server(
         admission=guarding.admission,
         tallies=dict.fromkeys(_TALLIED, guarding.tally),
         calls=guarding.calls,
+        signing=guarding.signing,
     )
     for add, service in services:
         add(service, guarded)

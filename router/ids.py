@@ -45,6 +45,8 @@ class Kind(StrEnum):
     ADJUSTMENT = "adj"
     # A difference between our books and a bank's.
     BREAK = "brk"
+    # A public key by which a merchant signs.
+    KEY = "key"
 
 
 class Purpose(StrEnum):

@@ -38,6 +38,7 @@ class PolicyKind(StrEnum):
     KEYS = "keys"
     CHANNELS = "channels"
     CHOICE = "choice"
+    SIGNATURES = "signatures"
 
 
 class RetryCode(StrEnum):
@@ -303,4 +304,33 @@ class Keys:
     rotate_before: AwareDatetime | None = None
 
 
-Document = Traffic | Breakers | Degradation | Limits | Keys | ChannelPolicy | ChoicePolicy
+class SignatureMode(StrEnum):
+    # None is looked at.
+    OFF = "off"
+    # One that is sent must be right.
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+@_DOCUMENT
+@dataclass(frozen=True, slots=True)
+class Signatures:
+    """Whether requests that come in at the edge must be signed by a merchant (docs/signing.md).
+
+    Of several documents for a call the most specific is in force: one that names the merchant
+    before one that names the method before one that names neither; of equals the strictest.
+    """
+
+    cells: Cells = ()
+    mode: SignatureMode = SignatureMode.REQUIRED
+    methods: Methods = ()
+    # Whom the request names as its merchant or as the user at whose home it is served.
+    merchants: Annotated[tuple[str, ...], Field(max_length=1024)] = ()
+    # How old a request may be, and how far ahead of our clock; of several documents the shortest.
+    old_max_s: Annotated[int, Field(ge=1, le=300)] = 300
+    ahead_max_s: Annotated[int, Field(ge=1, le=60)] = 10
+
+
+Document = (
+    Traffic | Breakers | Degradation | Limits | Keys | ChannelPolicy | ChoicePolicy | Signatures
+)

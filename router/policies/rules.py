@@ -29,6 +29,7 @@ from router.policies.model import (
     Limits,
     Mode,
     PolicyKind,
+    Signatures,
     Traffic,
 )
 
@@ -43,6 +44,7 @@ _TYPES: Mapping[PolicyKind, type[Document]] = {
     PolicyKind.KEYS: Keys,
     PolicyKind.CHANNELS: ChannelPolicy,
     PolicyKind.CHOICE: ChoicePolicy,
+    PolicyKind.SIGNATURES: Signatures,
 }
 _HARM = {Mode.ON: 0, Mode.DEFERRED: 1, Mode.OFF: 2}
 # The least important go first. What a higher class loses, a lower one has lost before.
@@ -68,7 +70,9 @@ MODES: Mapping[Feature, tuple[Mode, Mode, Mode]] = {
 # Money that is under way cannot be switched off, and an event must not be lost.
 _NEVER_OFF = frozenset({Feature.NOTIFICATION})
 
-D = TypeVar("D", Traffic, Breakers, Degradation, Limits, Keys, ChannelPolicy, ChoicePolicy)
+D = TypeVar(
+    "D", Traffic, Breakers, Degradation, Limits, Keys, ChannelPolicy, ChoicePolicy, Signatures
+)
 
 
 class InvalidPolicy(ValueError):
@@ -172,7 +176,7 @@ def _contradictions(document: Document) -> list[Violation]:
             return _of_channel(document)
         case ChoicePolicy():
             return _of_choice(document)
-        case Breakers() | Keys():
+        case Breakers() | Keys() | Signatures():
             return []
 
 
