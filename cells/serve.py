@@ -46,6 +46,7 @@ from cells.ledger.book import MoneyBroken
 from cells.ledger.worker import Lanes
 from cells.membership import Membership
 from cells.metrics import BusinessMetrics, CellMetrics, Telling
+from cells.notifications.secrets import Sealing, Secrets
 from cells.notifications.service import NotificationsService
 from cells.orders.service import OrdersService
 from cells.payments.refunding import Refunding
@@ -203,8 +204,8 @@ async def serve(settings: CellSettings, role: Role) -> None:
                     group.create_task(membership.keep_lease())
                     group.create_task(workers.run(membership.announce))
                     settling = (lanes, read_engine, here, coordinator, settings.settlement)
-                    rotation = Rotation(lanes, here, vault, settings.vault, policing.keys)
-                    _mend_in(group, gains, recovery, (Settlement(*settling), rotation))
+                    keeping = _keeping(lanes, read_engine, here, vault, settings, policing)
+                    _mend_in(group, gains, recovery, (Settlement(*settling), *keeping))
                 else:
                     _follow_in(group, membership, here)
                     group.create_task(_live_with_the_first(settings, role, address, telling))
@@ -251,7 +252,7 @@ def _mend_in(
     group: asyncio.TaskGroup,
     gains: asyncio.Queue[frozenset[int]],
     recovery: Recovery,
-    workers: Iterable[Settlement | Rotation],
+    workers: Iterable[Settlement | Rotation | Sealing],
 ) -> None:
     """What one process of a cell does for all: finish what others began, settle, rotate keys."""
     group.create_task(_recover_gains(gains, recovery))
@@ -269,6 +270,22 @@ def _policing(
     choosing = Choosing(store, cell, settings.redis_url, policing.board)
     policing.followers.append(choosing.apply)
     return policing, choosing
+
+
+def _keeping(
+    lanes: Lanes,
+    engine: ReadEngine,
+    here: SlotsHere,
+    vault: Vault,
+    settings: CellSettings,
+    policing: Policing,
+) -> tuple[Rotation, Sealing]:
+    """What replaces keys, and what they have sealed."""
+    interval_s = settings.vault.look_interval_s
+    return (
+        Rotation(lanes, here, vault, settings.vault, policing.keys),
+        Sealing(lanes, engine, here, Secrets(vault.kms), interval_s),
+    )
 
 
 def _refunding(lanes: Lanes, mesh: Mesh, settings: CellSettings, policing: Policing) -> Refunding:
@@ -380,7 +397,10 @@ def _services(
 ) -> list[tuple[Callable[..., None], Any]]:
     """Each service with the generated function that adds it to a server."""
     bulk = Bulk(lanes, here, tally)
-    notifications = NotificationsService(lanes, engine, bulk, allow_private=settings.development)
+    secrets = Secrets(vault.kms)
+    notifications = NotificationsService(
+        lanes, engine, bulk, secrets=secrets, allow_private=settings.development
+    )
     return [
         (
             accounts_pb2_grpc.add_AccountsServiceServicer_to_server,

@@ -18,6 +18,7 @@ from cells.keys.own import OwnKeys
 from cells.keys.publishing import Publishing
 from cells.keys.rules import KEYS_MAX, EndKey, RegisterKey, key_id_of
 from cells.keys.tables import MERCHANT_KEYS, merchant_keys
+from cells.ledger.model import Command
 from cells.ledger.worker import Lanes
 from cells.reading import ReadEngine, fetch
 from cells.requests import Checker, idempotency_of, timeout_of, timestamp
@@ -138,7 +139,7 @@ class KeysService(keys_pb2_grpc.KeysServiceServicer):
         )
         return await self._submit(command, context)
 
-    async def _submit(self, command: RegisterKey | EndKey, context: Any) -> pb.Key:
+    async def _submit(self, command: Command, context: Any) -> pb.Key:
         """A key's change is answered once every cell can know it; a repeat publishes again."""
         row: MerchantKey = resource_of(await self._lanes.submit(command, timeout_of(context)))
         await self._publishing.publish(row)

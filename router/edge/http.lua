@@ -32,20 +32,23 @@ local function digest_by(algorithm, body)
   return algorithm == "sm2-sm3" and sm3(text) or sha256(text)
 end
 
-local function tell(handle, headers)
-  local text = headers:get("authorization")
+local function tell(handle)
+  local text = handle:headers():get("authorization")
   if text == nil or text:sub(1, 9) ~= "CELLPAY1 " then
     return
   end
   local algorithm = text:match('algorithm="([%w%-_]+)"')
   local nonce = text:match('nonce="([%w_%-]+)"')
+  local digest = digest_by(algorithm, handle:body())
+  -- What was taken of the handle before it waited for the body is of no more use.
+  local headers = handle:headers()
   local told = {
     method = headers:get(":method"),
     target = headers:get(":path"),
     host = headers:get(":authority") or "",
     type = headers:get("content-type") or "",
     user = headers:get("x-user-id") or "",
-    digest = digest_by(algorithm, handle:body()),
+    digest = digest,
   }
   for name, value in pairs(told) do
     -- An empty one is as one that is not there.
@@ -73,7 +76,8 @@ function envoy_on_request(handle)
       headers:remove("authorization")
     end
   end
-  tell(handle, headers)
+  tell(handle)
+  headers = handle:headers()
   headers:remove("x-user-id")
   headers:remove("x-cellpay-slot")
   local path = headers:get(":path"):match("^[^?#]*")
@@ -100,12 +104,13 @@ end
 -- Answers to signed requests are signed, as they leave: a cell has the key, only we the bytes. When
 -- none signs, the answer goes without, and its reader has to ask again.
 function envoy_on_response(handle)
-  local headers = handle:headers()
-  headers:remove("x-cellpay-signature")
+  handle:headers():remove("x-cellpay-signature")
   local signed = handle:streamInfo():dynamicMetadata():get("cellpay.signed")
   if signed == nil or signed["nonce"] == nil then
     return
   end
+  local digest = digest_by(signed["algorithm"], handle:body())
+  local headers = handle:headers()
   local asked = {
     [":method"] = "POST",
     [":path"] = "/cellpay.keys.v1.AnswersService/SignAnswer",
@@ -116,13 +121,13 @@ function envoy_on_response(handle)
     ["x-cellpay-answer-nonce"] = signed["nonce"],
     ["x-cellpay-answer-status"] = headers:get(":status"),
     ["x-cellpay-answer-type"] = headers:get("content-type") or "",
-    ["x-cellpay-answer-digest"] = digest_by(signed["algorithm"], handle:body()),
+    ["x-cellpay-answer-digest"] = digest,
     ["x-user-id"] = signed["x-user-id"],
     ["x-cellpay-slot"] = signed["x-cellpay-slot"],
   }
   -- An empty message of gRPC: not compressed, no bytes.
   local answer = handle:httpCall("edge", asked, "\0\0\0\0\0", 2000)
   if answer ~= nil and answer["x-cellpay-signature"] ~= nil then
-    headers:add("x-cellpay-signature", answer["x-cellpay-signature"])
+    handle:headers():add("x-cellpay-signature", answer["x-cellpay-signature"])
   end
 end

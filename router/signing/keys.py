@@ -18,6 +18,7 @@ from tongsuopy.crypto.asymciphers import ec as sm_ec
 
 from router.signing.model import (
     Algorithm,
+    Answer,
     Authentic,
     Claims,
     Key,
@@ -141,18 +142,11 @@ class Signer:
         digest = message.digest or digest_of(self.algorithm, message.body)
         return replace(claims, signature=self.sign_bytes(canonical(message, claims, digest)))
 
-    def answer(
-        self,
-        request_nonce: str,
-        status: int,
-        content_type: str,
-        digest: bytes,
-        now: int,
-        nonce: str,
-    ) -> Claims:
-        """Signs what was answered to a request. Raises Malformed."""
-        claims = Claims(self.key_id, self.algorithm, now, nonce, b"")
-        said = canonical_response(claims, request_nonce, status, content_type, digest)
+    def answer(self, claims: Claims, answer: Answer) -> Claims:
+        """Signs what was answered; `claims` are of this key, unsigned. Raises Malformed."""
+        said = canonical_response(
+            claims, answer.request_nonce, answer.status, answer.content_type, answer.digest
+        )
         return replace(claims, signature=self.sign_bytes(said))
 
     def sign_bytes(self, said: bytes) -> bytes:

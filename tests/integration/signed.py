@@ -98,9 +98,11 @@ class Merchant:
     tls: ssl.SSLContext
     theirs: dict[str, tuple[Algorithm, bytes]] = field(default_factory=dict)
 
-    def sign(self, signer: Signer, method: str, target: str, body: Any = None, **said: Any) -> Sent:
+    def sign(
+        self, signer: Signer, method: str, target: str, document: Any = None, /, **said: Any
+    ) -> Sent:
         """`said`: what is signed instead of what is sent; `nonce`, `timestamp` and `headers`."""
-        raw = json.dumps(body).encode() if body is not None else b""
+        raw = json.dumps(document).encode() if document is not None else b""
         type_ = JSON if raw else ""
         extra: dict[str, str] = said.pop("headers", {})
         nonce = said.pop("nonce", secrets.token_urlsafe(24))
@@ -120,7 +122,7 @@ class Merchant:
         ) as got:  # fmt: skip
             raw = await got.read()
             body = json.loads(raw) if raw.startswith(b"{") else raw.decode()
-            return Got(got.status, body, raw, dict(got.headers))
+            return Got(got.status, body, raw, {k.lower(): v for k, v in got.headers.items()})
 
     async def call(self, signer: Signer, method: str, target: str, body: Any = None) -> Got:
         return await self.send(self.sign(signer, method, target, body))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from cellpay.accounts.v1 import accounts_pb2
-from cellpay.control.v1 import policies_pb2, policies_pb2_grpc
+from cellpay.control.v1 import policies_pb2
 from cellpay.keys.v1 import answers_pb2, answers_pb2_grpc
 from cellpay.keys.v1 import keys_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -34,6 +35,7 @@ from router.slots import slot_of_user
 from tests.integration.signed import (
     Got,
     Merchant,
+    Sent,
     merchant_of,
     new_signer,
     register,
@@ -67,8 +69,10 @@ async def shop(mesh: Mesh) -> str:
     """A merchant of this test alone."""
     shop = f"signs-{uuid.uuid4().hex[:10]}"
     kind = accounts_pb2.Account.KIND_MERCHANT
-    await mesh.accounts.CreateAccount(
-        accounts_pb2.CreateAccountRequest(user_id=shop, currency="USD", kind=kind)
+    await mesh.accounts.OpenAccount(
+        accounts_pb2.OpenAccountRequest(
+            user_id=shop, currency="USD", kind=kind, idempotency_key="open"
+        )
     )
     return shop
 
@@ -171,10 +175,8 @@ async def test_a_key_that_is_not_the_merchants_signs_nothing(
     assert (await merchant.call(thief, *call)).reason == "SIGNATURE_WRONG"
     thief.key_id = "key_7Z01JDQ6T5R8V3K4M9XWEB2CHN5G"
     assert (await merchant.call(thief, *call)).reason == "KEY_UNKNOWN"
-    other = await key_of(mesh, merchant, f"{shop}-other", Algorithm.SM2_SM3)
-    other.algorithm, real = Algorithm.RSA_PSS_SHA256, other.algorithm
     confused = merchant.sign(signer, *call)
-    text = confused.headers["authorization"].replace("ed25519", real)
+    text = confused.headers["authorization"].replace("ed25519", "sm2-sm3")
     got = await merchant.send(
         replace(confused, headers={**confused.headers, "authorization": text})
     )
@@ -213,8 +215,6 @@ async def test_at_the_edge_a_key_is_registered_by_a_key_and_only_with_its_proof(
     await refused(mesh.keys.RegisterKey(theirs), _CODE.INVALID_ARGUMENT, "INVALID_REQUEST")
     signer = await key_of(mesh, merchant, shop)
     request = registration(new, shop)
-    import base64
-
     body = {
         "algorithm": request.algorithm,
         "public_key": base64.b64encode(request.public_key).decode(),
@@ -342,3 +342,166 @@ async def test_nobody_has_an_answer_of_his_own_signed(session: Session) -> None:
                     answers_pb2.SignAnswerRequest(), metadata=(("x-cellpay-slot", "5"),)
                 )
             assert caught.value.code() == code
+
+
+async def _policy(session: Session, **fields: Any) -> None:
+    async with session.policies() as stub:
+        request = policies_pb2.SetPolicyRequest(
+            kind="signatures", name="test", document=json.dumps(fields), reason="a test"
+        )
+        await stub.SetPolicy(request)
+
+
+@pytest_asyncio.fixture
+async def required(session: Session, shop: str) -> AsyncIterator[None]:
+    """The shop's requests must be signed."""
+    await _policy(session, mode="required", merchants=[shop])
+    yield
+    async with session.policies() as stub:
+        request = policies_pb2.DeletePolicyRequest(kind="signatures", name="test", reason="ends")
+        await stub.DeletePolicy(request)
+
+
+@pytest.mark.usefixtures("required")
+async def test_where_a_policy_asks_for_a_signature_none_is_refused_at_the_edge_alone(
+    mesh: Mesh, edge: Mesh, merchant: Merchant, shop: str
+) -> None:
+    async def is_refused() -> bool:
+        got = await merchant.send(Sent("GET", balance_of(shop), {}, b"", ""))
+        assert got.status in {200, 401}, got.body
+        return got.reason == "SIGNATURE_REQUIRED"
+
+    await eventually(is_refused)
+    request = accounts_pb2.GetBalanceRequest(user_id=shop, currency="USD")
+    await refused(edge.accounts.GetBalance(request), _CODE.UNAUTHENTICATED, "SIGNATURE_REQUIRED")
+    signer = await key_of(mesh, merchant, shop)
+    assert await balance(merchant, signer, shop) == 0
+    # Who is inside has a certificate of its own, and other merchants are not asked.
+    assert (await mesh.accounts.GetBalance(request)).available.minor_units == 0
+    got = await merchant.send(Sent("GET", balance_of(f"{shop}-x"), {}, b"", ""))
+    assert got.reason == "ACCOUNT_NOT_FOUND"
+
+
+async def test_what_was_done_before_a_failover_is_not_done_again_at_the_new_home(
+    mesh: Mesh, merchant: Merchant, session: Session, shop: str
+) -> None:
+    signer = await key_of(mesh, merchant, shop)
+    sent = merchant.sign(signer, *deposit(shop))
+    assert (await merchant.send(sent)).status == 200
+    read = merchant.sign(signer, "GET", balance_of(shop))
+    assert (await merchant.send(read)).status == 200
+    slot = slot_of_user(shop)
+    slot_map = await session.slot_map()
+    assert slot_map is not None
+    home = slot_map.at(slot).cell
+    away = next(cell for cell in session.state.cells if cell != home)
+    failed = await asyncio.to_thread(
+        cellctl, session, "failover", home, "--to", away, "--reason", "replay"
+    )
+    assert failed.returncode == 0, failed.stderr
+    try:
+        for overheard in (sent, read):
+            got = await merchant.send(overheard)
+            # The new home has never seen it, and cannot say that nobody has.
+            assert (got.status, got.reason) in {
+                (409, "REPLAY_NOT_EXCLUDED"), (401, "NONCE_REPLAYED")
+            }  # fmt: skip
+        # The honest merchant waits for nobody: what is new is done at once.
+        new = merchant.sign(signer, *deposit(shop, 11))
+        assert (await merchant.send(new)).status == 200
+        assert (await merchant.send(new)).reason == "NONCE_REPLAYED"
+        assert await balance(merchant, signer, shop) == 111
+    finally:
+        back = await asyncio.to_thread(cellctl, session, "restore", home, "--reason", "back")
+        assert back.returncode == 0, back.stderr
+    got = await merchant.send(sent)
+    assert got.reason in {"REPLAY_NOT_EXCLUDED", "NONCE_REPLAYED"}
+
+
+async def test_without_redis_a_request_is_done_and_its_copy_learns_nothing(
+    mesh: Mesh, merchant: Merchant, session: Session, shop: str
+) -> None:
+    signer = await key_of(mesh, merchant, shop)
+    slot_map = await session.slot_map()
+    assert slot_map is not None
+    redis = f"redis-{slot_map.at(slot_of_user(shop)).cell}"
+    sent = merchant.sign(signer, *deposit(shop))
+    before = merchant.sign(signer, *deposit(shop, 7))
+    assert (await merchant.send(before)).status == 200
+    await asyncio.to_thread(launcher.kill, session.data, redis)
+    try:
+        assert (await merchant.send(sent)).status == 200
+        for overheard in (sent, before):
+            got = await merchant.send(overheard)
+            assert (got.status, got.reason) == (409, "REPLAY_NOT_EXCLUDED")
+    finally:
+        await asyncio.to_thread(launcher.start, session.data, redis)
+    # It has forgotten both nonces, and knows that it has.
+    for overheard in (sent, before):
+        got = await merchant.send(overheard)
+        assert got.reason in {"REPLAY_NOT_EXCLUDED", "NONCE_REPLAYED"}
+    assert await balance(merchant, signer, shop) == 107
+
+
+def _openssl(*arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+_MAKE = {
+    "rsa-pss-sha256": ("genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"),
+    "sm2-sm3": ("genpkey", "-algorithm", "SM2"),
+    "ed25519": ("genpkey", "-algorithm", "ED25519"),
+}
+
+
+@pytest.mark.parametrize(
+    ("client", "algorithm"),
+    [("python", "rsa-pss-sha256"), ("python", "ed25519")]
+    + [("curl", algorithm) for algorithm in _MAKE],
+)
+async def test_the_sample_clients_sign_what_we_take_and_know_our_answers(
+    mesh: Mesh, merchant: Merchant, session: Session, shop: str, tmp_path: Path,
+    client: str, algorithm: str,
+) -> None:  # fmt: skip
+    private = tmp_path / "private.pem"
+    await asyncio.to_thread(_openssl, *_MAKE[algorithm], "-out", str(private))
+    files = session.tls("client")
+    url = f"https://{session.http_address}"
+
+    async def run(*arguments: str, key_id: str = "") -> tuple[int, Any]:
+        if client == "python":
+            command = [sys.executable, str(EXAMPLES / "python_client.py"), "--url", url]
+            command += ["--tls-ca", files.ca, "--tls-cert", files.certificate]
+            command += ["--tls-key", files.key, "--merchant", shop, "--key-id", key_id]
+            command += ["--private", str(private), *arguments]
+            environment = {"PATH": os.environ["PATH"]}
+        else:
+            command = ["sh", str(EXAMPLES / "curl.sh"), *arguments]
+            environment = {
+                "PATH": os.environ["PATH"], "CELLPAY_URL": url, "MERCHANT": shop,
+                "KEY_ID": key_id, "PRIVATE_KEY": str(private), "ALGORITHM": algorithm,
+                "TLS_CA": files.ca, "TLS_CERT": files.certificate, "TLS_KEY": files.key,
+            }  # fmt: skip
+        done = await asyncio.to_thread(
+            subprocess.run, command, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.stdout, done.stderr
+        return done.returncode, json.loads(done.stdout)
+
+    _, proved = await run("proof")
+    key = await mesh.keys.RegisterKey(
+        pb.RegisterKeyRequest(
+            merchant_id=shop, algorithm=proved["algorithm"],
+            public_key=base64.b64decode(proved["public_key"]),
+            proof=base64.b64decode(proved["proof"]),
+        )
+    )  # fmt: skip
+    method, target, body = deposit(shop, 42)
+
+    async def done() -> Any:
+        code, answer = await run(method, target, json.dumps(body), key_id=key.key_id)
+        # Until each cell has heard of the key.
+        assert code == 0 or "KEY_UNKNOWN" in json.dumps(answer), answer
+        return answer if code == 0 else None
+
+    assert (await eventually(done))["amount"]["minor_units"] == "42"

@@ -19,7 +19,7 @@ LENGTHS = [*range(140), 1000, 65_536]
 @pytest.fixture(scope="module")
 def lua() -> Any:
     source = (Path(router.edge.__file__).parent / "digest.lua").read_text("utf-8")
-    runtime: Any = LuaRuntime(encoding=None)  # type: ignore[call-arg]
+    runtime: Any = LuaRuntime(encoding=None)
     return runtime.execute(f"{source}\nreturn {{sha256 = sha256, sm3 = sm3}}".encode())
 
 
