@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import grpc
+import structlog
 from cellpay.keys.v1 import answers_pb2, answers_pb2_grpc, keys_pb2_grpc
 from cellpay.keys.v1 import keys_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -32,6 +33,8 @@ from router.signing.keys import BadKey, check_key, digest_of, is_signed
 from router.signing.model import Algorithm, Answer
 from router.signing.rules import Malformed, canonical_proof
 from router.slots import slot_of_user
+
+log = structlog.get_logger(__name__)
 
 _STATES_OUT = {KeyState.ACTIVE: pb.Key.STATE_ACTIVE, KeyState.REVOKED: pb.Key.STATE_REVOKED}
 _PUBLIC_BYTES_MAX = 2048
@@ -142,6 +145,12 @@ class KeysService(keys_pb2_grpc.KeysServiceServicer):
     async def _submit(self, command: Command, context: Any) -> pb.Key:
         """A key's change is answered once every cell can know it; a repeat publishes again."""
         row: MerchantKey = resource_of(await self._lanes.submit(command, timeout_of(context)))
+        caller = caller_of(context)
+        log.info(
+            "a merchant's key was changed",
+            key_id=row.key_id, merchant_id=row.merchant_id, state=row.state, version=row.version,
+            signer=SIGNER.get(), caller=caller.spiffe_id if caller else "", audit=True,
+        )  # fmt: skip
         await self._publishing.publish(row)
         return key_message(row)
 
