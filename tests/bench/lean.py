@@ -49,11 +49,10 @@ def _indexed_later(name: str, value: str) -> bytes:
 def _literal(name: str, value: str) -> bytes:
     """One that nobody remembers (RFC 7541, 6.2.2), for a value that never comes again."""
     raw = value.encode()
-    length = bytes([len(raw)])
-    if len(raw) >= 127:
-        assert len(raw) < 127 + 128 * 128
-        rest = len(raw) - 127
-        length = bytes([0x7F, 0x80 | rest % 128, rest // 128])
+    # Always long: a prefix of seven bits that is full, and the rest in two bytes (5.1).
+    assert 127 <= len(raw) < 127 + 128 * 128
+    rest = len(raw) - 127
+    length = bytes([0x7F, 0x80 | rest % 128, rest // 128])
     return b"\x00" + bytes([len(name)]) + name.encode() + length + raw
 
 

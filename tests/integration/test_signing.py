@@ -112,6 +112,12 @@ async def balance(merchant: Merchant, signer: Signer, shop: str) -> int:
     return int(got.body["available"]["minor_units"])
 
 
+async def funds(mesh: Mesh, shop: str) -> int:
+    """As seen from inside, where nobody waits for a young memory of nonces."""
+    request = accounts_pb2.GetBalanceRequest(user_id=shop, currency="USD")
+    return int((await mesh.accounts.GetBalance(request)).available.minor_units)
+
+
 @pytest.mark.parametrize("algorithm", list(Algorithm))
 async def test_a_signed_request_is_done_once_and_its_answer_is_signed(
     mesh: Mesh, merchant: Merchant, shop: str, algorithm: Algorithm
@@ -410,7 +416,7 @@ async def test_what_was_done_before_a_failover_is_not_done_again_at_the_new_home
         new = merchant.sign(signer, *deposit(shop, 11))
         assert (await merchant.send(new)).status == 200
         assert (await merchant.send(new)).reason == "NONCE_REPLAYED"
-        assert await balance(merchant, signer, shop) == 111
+        assert await funds(mesh, shop) == 111
     finally:
         back = await asyncio.to_thread(cellctl, session, "restore", home, "--reason", "back")
         assert back.returncode == 0, back.stderr
@@ -440,7 +446,7 @@ async def test_without_redis_a_request_is_done_and_its_copy_learns_nothing(
     for overheard in (sent, before):
         got = await merchant.send(overheard)
         assert got.reason in {"REPLAY_NOT_EXCLUDED", "NONCE_REPLAYED"}
-    assert await balance(merchant, signer, shop) == 107
+    assert await funds(mesh, shop) == 107
 
 
 def _openssl(*arguments: str) -> None:
