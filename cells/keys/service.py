@@ -196,7 +196,7 @@ class AnswersService(answers_pb2_grpc.AnswersServiceServicer):
                 await context.send_initial_metadata(((SIGNATURE_HEADER, text),))
         except (KeyError, ValueError, Malformed):
             raise Refusal(
-                grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST", "this is no answer of ours"
+                grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_ANSWER", "this is no answer of ours"
             ) from None
         return answers_pb2.SignAnswerResponse()
 

@@ -80,6 +80,7 @@ class Secrets:
 
 
 def _unavailable(fault: KmsFault) -> Refusal:
+    log.warning("webhook secrets: the KMS cannot be asked", why=str(fault))
     return Refusal(grpc.StatusCode.UNAVAILABLE, "KMS_UNAVAILABLE", str(fault), retry_after_ms=1000)
 
 
