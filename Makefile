@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # protoc's, because google/api comes from a Python package and not from buf's registry.
 DESCRIPTORS := gen/cellpay/descriptors.binpb
 
-.PHONY: default demo test quick lint types layers protos openapi reference up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench risk-bench risk-features-bench risk-model risk-model-bench flink flink-test terraform drills clean install
+.PHONY: default demo test quick lint types layers protos openapi reference up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench sign-bench risk-bench risk-features-bench risk-model risk-model-bench flink flink-test terraform drills clean install
 
 default: lint types layers quick
 
@@ -77,6 +77,9 @@ xds-push: $(STAMP)  ## a push to thousands of simulated subscribers → bench/re
 
 policy-push: $(STAMP)  ## a policy to 1,000 subscribers and 1,000 processes → bench/results/policy_push.json
 	@$(BIN)/python -m tests.bench.policy_push
+
+sign-bench: $(STAMP)  ## what signatures take of unary Pay's throughput → bench/results/sign.json
+	@$(BIN)/python -m tests.bench.sign
 
 overload: $(STAMP)  ## three times what a cell can do, with policies and without → bench/results/overload.json
 	@$(BIN)/python -m tests.bench.overload

@@ -8,6 +8,11 @@ import grpc
 
 from cells.ledger.model import Outcome, Reason, Refused
 from router.errors import Refusal
+from router.signing.call import IN_DOUBT
+from router.signing.gate import in_doubt
+
+# About as long as a cell that a slot has just come to is in doubt.
+_SIGN_ANEW_AFTER_S = 10
 
 
 def status_of(reason: Reason) -> grpc.StatusCode:
@@ -28,6 +33,7 @@ def status_of(reason: Reason) -> grpc.StatusCode:
             | Reason.PAYOUT_NOT_FOUND
             | Reason.ATTEMPT_NOT_FOUND
             | Reason.INSTRUMENT_NOT_FOUND
+            | Reason.MERCHANT_KEY_NOT_FOUND
             | Reason.ACCOUNT_NOT_FOUND
             | Reason.MERCHANT_NOT_FOUND
             | Reason.PAYER_NOT_FOUND
@@ -71,6 +77,7 @@ def status_of(reason: Reason) -> grpc.StatusCode:
             | Reason.REVIEW_ENDED
             | Reason.FACTOR_LOCKED
             | Reason.CODE_WRONG
+            | Reason.MERCHANT_KEY_REVOKED
         ):
             return grpc.StatusCode.FAILED_PRECONDITION
         case Reason.INSTRUMENT_CHANGED | Reason.KEY_REPLACED | Reason.CASE_CHANGED:
@@ -80,7 +87,8 @@ def status_of(reason: Reason) -> grpc.StatusCode:
 
 
 def resource_of(outcome: Outcome) -> Any:
-    """What the command made or found. Raises Refusal when it was refused."""
+    """What the command made or found. Raises Refusal when it was refused, or when it was found for
+    somebody who may be replaying what he has overheard."""
     if isinstance(outcome, Refused):
         raise Refusal(
             status_of(outcome.reason),
@@ -88,6 +96,9 @@ def resource_of(outcome: Outcome) -> Any:
             outcome.message,
             metadata=dict(outcome.metadata),
         )
+    if outcome.replayed and IN_DOUBT.get():
+        # Perhaps a copy of what was signed and answered before the slot came here.
+        raise in_doubt(_SIGN_ANEW_AFTER_S)
     return outcome.resource
 
 

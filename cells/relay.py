@@ -21,17 +21,21 @@ import uvloop
 
 from cells.breakers.behind import BreakingDeliveries, BreakingOutbox
 from cells.database import make_engine
+from cells.keys.own import OwnKeys
 from cells.ledger.worker import Lanes
 from cells.notifications.consumer import Consumer
+from cells.notifications.secrets import Secrets
 from cells.notifications.worker import Webhooks
 from cells.policing import Policing
 from cells.reading import ReadEngine
 from cells.settings import CellSettings, LaneSettings, read_settings
+from cells.vault.keystore import open_kms
 from router.client import CallPolicy, TlsFiles, connect
 from router.logs import configure_logs
 from router.metrics import Metrics
 from router.policies.model import Dependency, Feature, Mode
 from router.probes import Probes
+from router.signing.model import Algorithm
 from router.store.etcd import connect_etcd
 
 log = structlog.get_logger(__name__)
@@ -63,6 +67,8 @@ async def relay(settings: CellSettings) -> None:
     lanes = Lanes(lane_engine, settings.cell, lane_settings)
     store = connect_etcd(settings.etcd, settings.etcd_tls)
     policing = Policing(store, settings.cell, f"{settings.cell}-relay", settings.redis_url)
+    kms = open_kms(settings.vault.keystore)
+    own_keys = OwnKeys(store, kms)
     policy = CallPolicy(timeout_s=10.0)
     try:
         async with connect(settings.xds_bootstrap, policy=policy, fallback=tls) as mesh:
@@ -77,7 +83,9 @@ async def relay(settings: CellSettings) -> None:
             def make_webhooks() -> Webhooks:
                 return Webhooks(
                     lanes, ReadEngine(engine), settings.cell, settings.redis_url,
-                    settings.webhooks, allow_private=settings.development,
+                    settings.webhooks, secrets=Secrets(kms),
+                    signer=lambda: own_keys.signer(Algorithm.ED25519),
+                    allow_private=settings.development,
                 )  # fmt: skip
 
             async with asyncio.TaskGroup() as group:
@@ -88,6 +96,7 @@ async def relay(settings: CellSettings) -> None:
                 group.create_task(probes.run(settings.relay_probe_listen))
                 group.create_task(policing.run())
                 group.create_task(policing.follow_cell())
+                group.create_task(own_keys.run())
                 group.create_task(outbox.run())
                 group.create_task(_consume(consumer, policing))
                 group.create_task(_deliver_until_terminated(make_webhooks, policing))

@@ -7,6 +7,7 @@ import cells.adjustments.tables
 import cells.channels.attempts
 import cells.channels.decisions
 import cells.charges.tables
+import cells.keys.tables
 import cells.ledger.tables
 import cells.notifications.tables
 import cells.orders.tables

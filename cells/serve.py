@@ -41,10 +41,12 @@ from cells.choice.worker import Choosing
 from cells.database import make_engine
 from cells.degradation.load import LoadMeter
 from cells.health import Reporter
+from cells.keys.signing import Signing
 from cells.ledger.book import MoneyBroken
 from cells.ledger.worker import Lanes
 from cells.membership import Membership
 from cells.metrics import BusinessMetrics, CellMetrics, Telling
+from cells.notifications.secrets import Sealing, Secrets
 from cells.notifications.service import NotificationsService
 from cells.orders.service import OrdersService
 from cells.payments.refunding import Refunding
@@ -75,6 +77,7 @@ from router.guard import GuardedServer, SlotsHere
 from router.logs import configure_logs
 from router.metrics import Calls
 from router.policies.model import Dependency, Feature, Mode
+from router.signing.gate import SignatureGate
 from router.standard import add_standard_services
 from router.store.etcd import connect_etcd
 from router.store.model import Store
@@ -93,6 +96,7 @@ _OPTIONS: list[tuple[str, Any]] = [
 # Who may call what is not for everyone; the mesh's CA has signed every caller.
 _CALLERS = {
     "cellpay.cell.v1.CellService": ("controller",),
+    "cellpay.keys.v1.AnswersService": ("edge",),
     "cellpay.transfers.v1.ParticipantService": ("cell",),
     "cellpay.transfers.v1.FundingService": ("cell",),
     **BANKING_CALLERS,
@@ -109,6 +113,8 @@ _SERVICES = [
         "transfers.v1.FundingService",
         "notifications.v1.NotificationsService",
         "vault.v1.InstrumentsService",
+        "keys.v1.KeysService",
+        "keys.v1.AnswersService",
         "cell.v1.CellService",
     )
 ] + [*BANKING_SERVICES, *RISK_SERVICES]
@@ -146,6 +152,7 @@ class Guarding:
     admission: Admission
     tally: Tally
     calls: Calls
+    signing: SignatureGate
 
 
 async def serve(settings: CellSettings, role: Role) -> None:
@@ -167,15 +174,15 @@ async def serve(settings: CellSettings, role: Role) -> None:
         banking = Banking(
             settings, lanes, read_engine, here, vault, policing, choosing, mesh, risking.screening
         )
-        guarding = Guarding(here, policing.admission, Tally(), Calls())
+        signing = Signing(store, lanes, read_engine, here, vault.kms, settings.redis_url, policing)
+        guarding = Guarding(here, policing.admission, Tally(), Calls(), signing.gate)
         health_servicer = health.aio.HealthServicer()
         services = _services(
             lanes, read_engine, here, guarding.tally, coordinator, refunding, recovery, vault,
             settings, risking.screening,
         )  # fmt: skip
-        services += banking.services() + risking.services()
-        listen = settings.listen if role.is_first else _any_port(settings.listen)
-        servers, address = _listen(settings, listen, guarding, health_servicer, services)
+        services += banking.services() + risking.services() + signing.services()
+        servers, address = _listen(settings, role, guarding, health_servicer, services)
         await _start(servers, health_servicer)
         # Slots that came here: what is in doubt there has lost its driver.
         gains: asyncio.Queue[frozenset[int]] = asyncio.Queue()
@@ -187,7 +194,16 @@ async def serve(settings: CellSettings, role: Role) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 _run_in(
-                    group, lanes, branches, read_engine, policing, choosing, banking, risking, role
+                    group,
+                    lanes,
+                    branches,
+                    read_engine,
+                    policing,
+                    choosing,
+                    banking,
+                    risking,
+                    signing,
+                    role,
                 )
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
@@ -199,11 +215,9 @@ async def serve(settings: CellSettings, role: Role) -> None:
                     group.create_task(telling.probes.run(settings.probe_listen))
                     group.create_task(membership.keep_lease())
                     group.create_task(workers.run(membership.announce))
-                    settling = Settlement(
-                        lanes, read_engine, here, coordinator, settings.settlement
-                    )
-                    rotation = Rotation(lanes, here, vault, settings.vault, policing.keys)
-                    _mend_in(group, gains, recovery, (settling, rotation))
+                    settling = (lanes, read_engine, here, coordinator, settings.settlement)
+                    keeping = _keeping(lanes, read_engine, here, vault, settings, policing)
+                    _mend_in(group, gains, recovery, (Settlement(*settling), *keeping))
                 else:
                     _follow_in(group, membership, here)
                     group.create_task(_live_with_the_first(settings, role, address, telling))
@@ -226,6 +240,7 @@ def _run_in(
     choosing: Choosing,
     banking: Banking,
     risking: Risking,
+    signing: Signing,
     role: Role,
 ) -> None:
     """What every process of a cell does beside its calls."""
@@ -236,6 +251,7 @@ def _run_in(
     group.create_task(choosing.run())
     group.create_task(banking.run(recover=role.is_first))
     group.create_task(risking.run(consume=role.is_first))
+    group.create_task(signing.run(publish=role.is_first))
     if read_engine.replica is not None:
         group.create_task(read_engine.replica.run())
 
@@ -256,7 +272,7 @@ def _mend_in(
     group: asyncio.TaskGroup,
     gains: asyncio.Queue[frozenset[int]],
     recovery: Recovery,
-    workers: Iterable[Settlement | Rotation],
+    workers: Iterable[Settlement | Rotation | Sealing],
 ) -> None:
     """What one process of a cell does for all: finish what others began, settle, rotate keys."""
     group.create_task(_recover_gains(gains, recovery))
@@ -276,6 +292,22 @@ def _policing(
     choosing = Choosing(store, cell, settings.redis_url, policing.board)
     policing.followers.append(choosing.apply)
     return policing, choosing
+
+
+def _keeping(
+    lanes: Lanes,
+    engine: ReadEngine,
+    here: SlotsHere,
+    vault: Vault,
+    settings: CellSettings,
+    policing: Policing,
+) -> tuple[Rotation, Sealing]:
+    """What replaces keys, and what they have sealed."""
+    interval_s = settings.vault.look_interval_s
+    return (
+        Rotation(lanes, here, vault, settings.vault, policing.keys),
+        Sealing(lanes, engine, here, Secrets(vault.kms), interval_s),
+    )
 
 
 def _refunding(lanes: Lanes, mesh: Mesh, settings: CellSettings, policing: Policing) -> Refunding:
@@ -300,24 +332,21 @@ def _engines(settings: CellSettings) -> tuple[AsyncEngine, ReadEngine]:
     return lanes, ReadEngine(reads, Replica(replica, reads))
 
 
-def _any_port(listen: str) -> str:
-    return f"{listen.rpartition(':')[0]}:0"
-
-
 def _listen(
     settings: CellSettings,
-    listen: str,
+    role: Role,
     guarding: Guarding,
     health_servicer: Any,
     services: list[tuple[Callable[..., None], Any]],
 ) -> tuple[list[grpc.aio.Server], str]:
     """Servers on one port, and its address."""
     servers = []
-    address = listen
+    host = settings.listen.rpartition(":")[0]
+    address = settings.listen if role.is_first else f"{host}:0"
     for _ in range(settings.servers):
         server = _server(guarding, health_servicer, services)
         port = server.add_secure_port(address, settings.tls.server_credentials())
-        address = f"{listen.rpartition(':')[0]}:{port}"
+        address = f"{host}:{port}"
         servers.append(server)
     return servers, address
 
@@ -392,7 +421,10 @@ def _services(
 ) -> list[tuple[Callable[..., None], Any]]:
     """Each service with the generated function that adds it to a server."""
     bulk = Bulk(lanes, here, tally)
-    notifications = NotificationsService(lanes, engine, bulk, allow_private=settings.development)
+    secrets = Secrets(vault.kms)
+    notifications = NotificationsService(
+        lanes, engine, bulk, secrets=secrets, allow_private=settings.development
+    )
     return [
         (
             accounts_pb2_grpc.add_AccountsServiceServicer_to_server,
@@ -437,6 +469,7 @@ def _server(
         admission=guarding.admission,
         tallies=dict.fromkeys(_TALLIED, guarding.tally),
         calls=guarding.calls,
+        signing=guarding.signing,
     )
     for add, service in services:
         add(service, guarded)

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import grpc
 import structlog
@@ -29,6 +29,7 @@ from router.errors import Refusal, Violation, abort, bad_request
 from router.home import SlotFinder, find_method, home_field, is_bulk, slot_finder
 from router.identity import caller_of
 from router.metrics import Calls
+from router.signing.call import RECEIVED
 from router.slotmap import SlotMap
 from router.slots import SLOT_COUNT, SlotRange
 from router.tally import Tally
@@ -189,8 +190,24 @@ def require_wellformed(message: Any) -> None:
         )
 
 
-def _safe(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+class Signing(Protocol):
+    """What looks at signatures (router/signing/gate.py)."""
+
+    def wrap(
+        self, name: str, request_type: Any, finder: SlotFinder, behaviour: Behaviour
+    ) -> Behaviour: ...
+
+    def require(self, name: str, context: Any) -> None:
+        """Raises Refusal for a stream that should be signed."""
+        ...
+
+
+def _safe(deserializer: Callable[[bytes], Any], *, keep: bool = False) -> Callable[[bytes], Any]:
+    """`keep`: the bytes are a signature's business too; they stay with the call."""
+
     def deserialize(data: bytes) -> Any:
+        if keep:
+            RECEIVED.set(data)
         try:
             return deserializer(data)
         except DecodeError:
@@ -211,13 +228,16 @@ class GuardedServer:
         admission: Admission | None = None,
         tallies: Mapping[str, Tally] | None = None,
         calls: Calls | None = None,
+        signing: Signing | None = None,
     ) -> None:
         """`callers`: full service name → the only kinds of caller (SPIFFE path) that may call.
 
         `faults`: exceptions of outside systems → what the caller hears of them. `admission`: the
         policies' limits, before the slot is looked at. `tallies`: full service name → where its
-        calls are counted. `calls`: where all are, for metrics.
+        calls are counted. `calls`: where all are, for metrics. `signing`: what looks at
+        signatures, at the home of a request and nowhere else.
         """
+        self._signing = signing
         self._calls = calls or Calls()
         self._admission = admission
         self._server = server
@@ -261,6 +281,8 @@ class GuardedServer:
             # Within the guard: what is parked while its slot moves does not count as slow.
             # Bulk has an outcome for each of its many, and counts them itself.
             behaviour = self._tallies[service].watch(behaviour, self._is_newcomer(finder))
+        if self._signing is not None:
+            behaviour = _signed(self._signing, f"{service}/{name}", handler, finder, behaviour)
         if finder is not None and not bulk:
             behaviour = _at_home(self._here, finder, field or "", behaviour)
         if self._admission is not None and method and not handler.request_streaming:
@@ -276,9 +298,29 @@ class GuardedServer:
         )
         return make(
             behaviour,
-            request_deserializer=_safe(handler.request_deserializer),
+            request_deserializer=_safe(
+                handler.request_deserializer,
+                keep=self._signing is not None and not handler.request_streaming,
+            ),
             response_serializer=handler.response_serializer,
         )
+
+
+def _signed(
+    signing: Signing, name: str, handler: Any, finder: SlotFinder | None, behaviour: Behaviour
+) -> Behaviour:
+    """What has no home has no memory of nonces either; no merchant is served there."""
+    if not handler.request_streaming:
+        method = find_method(f"/{name}")
+        if method is None or finder is None:
+            return behaviour
+        return signing.wrap(name, method.input_type, finder, behaviour)
+
+    async def refused_if_required(request: Any, context: Any) -> Any:
+        signing.require(name, context)
+        return await behaviour(request, context)
+
+    return refused_if_required
 
 
 def _at_home(here: SlotsHere, finder: SlotFinder, field: str, behaviour: Behaviour) -> Behaviour:

@@ -50,6 +50,8 @@ class Kind(StrEnum):
     CHALLENGE = "chl"
     REVIEW = "rvw"
     FACTOR = "fac"
+    # A public key by which a merchant signs.
+    KEY = "key"
 
 
 class Purpose(StrEnum):

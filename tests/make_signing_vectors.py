@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from tongsuopy.crypto import serialization as sm_serialization
 from tongsuopy.crypto.asymciphers import ec as sm_ec
 
@@ -36,9 +36,10 @@ MESSAGES = {
 
 def private_keys() -> dict[Algorithm, bytes]:
     """Those of the file when it is there, so that its vectors stay."""
+    known: dict[Algorithm, bytes] = {}
     if PATH.exists():
-        known = json.loads(PATH.read_text())["keys"]
-        return {Algorithm(name): key["private_pem"].encode() for name, key in known.items()}
+        read = json.loads(PATH.read_text())["keys"]
+        known = {Algorithm(name): key["private_pem"].encode() for name, key in read.items()}
     made = rsa.generate_private_key(65537, 2048).private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -49,7 +50,13 @@ def private_keys() -> dict[Algorithm, bytes]:
         sm_serialization.PrivateFormat.PKCS8,
         sm_serialization.NoEncryption(),
     )
-    return {Algorithm.RSA_PSS_SHA256: made, Algorithm.RSA_SHA256: made, Algorithm.SM2_SM3: sm2}
+    ed = ed25519.Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    new = {Algorithm.RSA_PSS_SHA256: made, Algorithm.RSA_SHA256: made, Algorithm.SM2_SM3: sm2}
+    return {**new, Algorithm.ED25519: ed, **known}
 
 
 def main() -> None:

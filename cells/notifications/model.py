@@ -48,8 +48,12 @@ class Endpoint(NamedTuple):
     # The merchant's ID.
     endpoint_id: str
     url: str
+    # Empty once it is sealed.
     secret: bytes
     updated_at: datetime
+    # Wrapped by the KMS, in base 64, and by which of its keys.
+    secret_sealed: str = ""
+    kms_version: str = ""
 
     def __repr__(self) -> str:
         # The secret must not reach a log (pitfall 34).

@@ -103,9 +103,17 @@ def _public_host(host: str) -> bool:
 
 def signature(secret: bytes, webhook_id: str, unix_s: int, body: str) -> str:
     """The webhook-signature header of the Standard Webhooks specification, version 1."""
-    content = f"{webhook_id}.{unix_s}.{body}".encode()
-    digest = hmac.new(secret, content, hashlib.sha256).digest()
+    digest = hmac.new(secret, signed_content(webhook_id, unix_s, body), hashlib.sha256).digest()
     return f"v1,{base64.b64encode(digest).decode()}"
+
+
+def signed_content(webhook_id: str, unix_s: int, body: str) -> bytes:
+    return f"{webhook_id}.{unix_s}.{body}".encode()
+
+
+def public_signature(made: bytes) -> str:
+    """The same specification's asymmetric one: Ed25519 of `signed_content`."""
+    return f"v1a,{base64.b64encode(made).decode()}"
 
 
 def delivery_id(slot: int, event_id: str) -> str:
@@ -129,8 +137,11 @@ class SetEndpoint:
     slot: int
     merchant_id: str
     url: str
+    # As it is only where there is no KMS to seal it.
     secret: bytes
     idempotency: Idempotency
+    secret_sealed: str = ""
+    kms_version: str = ""
     resource_type = ENDPOINTS
 
     def other_slots(self) -> Iterable[int]:
@@ -146,9 +157,47 @@ class SetEndpoint:
         return Accepted(
             book.put(
                 ENDPOINTS,
-                Endpoint(self.slot, self.merchant_id, self.url, self.secret, book.now),
+                Endpoint(
+                    self.slot, self.merchant_id, self.url, self.secret, book.now,
+                    self.secret_sealed, self.kms_version,
+                ),
             )
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ResealEndpoint:
+    """The same secret, sealed otherwise. What was set meanwhile stays."""
+
+    # As it was when its secret was opened.
+    before: Endpoint
+    secret: bytes
+    secret_sealed: str
+    kms_version: str
+    idempotency = None
+    resource_type = ENDPOINTS
+
+    @property
+    def slot(self) -> int:
+        return self.before.slot
+
+    def other_slots(self) -> Iterable[int]:
+        return ()
+
+    def reads(self) -> Iterable[Key]:
+        return (Key(ENDPOINTS, self.slot, self.before.endpoint_id),)
+
+    def accounts(self, book: Book) -> Iterable[Key]:
+        return ()
+
+    def decide(self, book: Book) -> Outcome:
+        known = book.get(ENDPOINTS, self.before.endpoint_id)
+        if known != self.before:
+            return Accepted(known)
+        changed = self.before._replace(
+            secret=self.secret, secret_sealed=self.secret_sealed, kms_version=self.kms_version
         )
+        return Accepted(book.put(ENDPOINTS, changed))
 
 
 @dataclass(frozen=True, slots=True)

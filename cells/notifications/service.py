@@ -22,6 +22,7 @@ from cells.notifications.rules import (
     SetEndpoint,
     url_fault,
 )
+from cells.notifications.secrets import Secrets
 from cells.notifications.tables import DELIVERIES, ENDPOINTS, deliveries
 from cells.reading import ReadEngine, fetch, fetch_row
 from cells.replica import staleness_of
@@ -72,12 +73,19 @@ def delivery_message(delivery: Delivery) -> pb.Delivery:
 
 class NotificationsService(notifications_pb2_grpc.NotificationsServiceServicer):
     def __init__(
-        self, lanes: Lanes, engine: ReadEngine, bulk: Bulk, *, allow_private: bool
+        self,
+        lanes: Lanes,
+        engine: ReadEngine,
+        bulk: Bulk,
+        *,
+        secrets: Secrets,
+        allow_private: bool,
     ) -> None:
         """`allow_private`: webhooks may go to private addresses and by plain http (a laptop)."""
         self._lanes = lanes
         self._engine = engine
         self._bulk = bulk
+        self._secrets = secrets
         self._allow_private = allow_private
 
     async def SetEndpoint(self, request: pb.SetEndpointRequest, context: Any) -> pb.Endpoint:
@@ -93,9 +101,11 @@ class NotificationsService(notifications_pb2_grpc.NotificationsServiceServicer):
             )
         idempotency = idempotency_of(check, "SetEndpoint", request)
         check.done()
+        sealed = await self._secrets.seal(merchant_id, request.secret)
         command = SetEndpoint(
-            slot_of_user(merchant_id), merchant_id, request.url, request.secret, idempotency
-        )
+            slot_of_user(merchant_id), merchant_id, request.url, sealed.plain, idempotency,
+            sealed.sealed, sealed.kms_version,
+        )  # fmt: skip
         outcome = await self._lanes.submit(command, timeout_of(context))
         return endpoint_message(resource_of(outcome))
 

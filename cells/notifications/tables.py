@@ -26,6 +26,8 @@ endpoints = Table(
     Column("url", Text, nullable=False),
     Column("secret", LargeBinary, nullable=False),
     Column("updated_at", DateTime(timezone=True), nullable=False),
+    Column("secret_sealed", Text, nullable=False, server_default=""),
+    Column("kms_version", Text, nullable=False, server_default=""),
 )
 
 deliveries = Table(
@@ -58,7 +60,7 @@ Index(
 )
 
 ENDPOINTS: RecordType[Endpoint] = RecordType(
-    endpoints, Endpoint, changes=("url", "secret", "updated_at")
+    endpoints, Endpoint, changes=("url", "secret", "updated_at", "secret_sealed", "kms_version")
 )
 DELIVERIES: RecordType[Delivery] = RecordType(
     deliveries, Delivery, changes=("state", "attempts", "last_error", "next_attempt_at")

@@ -15,6 +15,7 @@ import random
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,18 +26,22 @@ from cells.answers import resource_of
 from cells.cancellation import go_on_unless_cancelled
 from cells.ledger.worker import Lanes
 from cells.notifications.cooldown import CoolDowns
-from cells.notifications.model import Delivery, Endpoint, Retrying
+from cells.notifications.model import Delivery, Retrying
 from cells.notifications.rules import (
     ClaimDelivery,
     EndAttempt,
     backoff_ceiling_s,
     public_address,
+    public_signature,
     signature,
+    signed_content,
 )
+from cells.notifications.secrets import Secrets
 from cells.notifications.store import Due, due_deliveries
 from cells.reading import ReadEngine
 from cells.settings import WebhookSettings
 from router.errors import Refusal
+from router.signing.keys import Signer
 
 log = structlog.get_logger(__name__)
 
@@ -74,8 +79,14 @@ class Webhooks:
         redis_url: str,
         settings: WebhookSettings,
         *,
+        secrets: Secrets,
+        signer: Callable[[], Signer | None],
         allow_private: bool,
     ) -> None:
+        """`signer`: our own key, by which a merchant knows us without a secret; None while there
+        is none."""
+        self._secrets = secrets
+        self._signer = signer
         self._lanes = lanes
         self._engine = engine
         self._cell = cell
@@ -170,6 +181,8 @@ class Webhooks:
 
     async def _attempt(self, session: aiohttp.ClientSession, item: Due) -> None:
         settings = self._settings
+        # Before the claim: an attempt counts, and without the KMS none is made.
+        secret = await self._secrets.open(item.endpoint)
         claimed: Delivery | None = resource_of(
             await self._lanes.submit(
                 ClaimDelivery(
@@ -180,7 +193,9 @@ class Webhooks:
         )  # fmt: skip
         if claimed is None:
             return
-        answer = await send(session, claimed, item.endpoint, unix_s=int(time.time()))
+        unix_s = int(time.time())
+        headers = signature_headers(claimed, secret, self._signer(), unix_s)
+        answer = await send(session, claimed, item.endpoint.url, headers)
         await self._note(claimed.merchant_id, answer)
         ended: Delivery = resource_of(
             await self._lanes.submit(
@@ -230,23 +245,33 @@ def client_session(settings: WebhookSettings, *, allow_private: bool) -> aiohttp
     )
 
 
-async def send(
-    session: aiohttp.ClientSession, delivery: Delivery, endpoint: Endpoint, *, unix_s: int
-) -> Answer:
-    """Posts it once. Any 2xx is a yes; redirects are not followed."""
+def signature_headers(
+    delivery: Delivery, secret: bytes, signer: Signer | None, unix_s: int
+) -> dict[str, str]:
+    """By the merchant's secret and, with ours, for whoever trusts no secret that two know."""
+    webhook_id = delivery.delivery_id
+    signatures = [signature(secret, webhook_id, unix_s, delivery.body)]
     headers = {
         "Content-Type": "application/json",
-        "webhook-id": delivery.delivery_id,
+        "webhook-id": webhook_id,
         "webhook-timestamp": str(unix_s),
-        "webhook-signature": signature(
-            endpoint.secret, delivery.delivery_id, unix_s, delivery.body
-        ),
     }
+    if signer is not None:
+        content = signed_content(webhook_id, unix_s, delivery.body)
+        signatures.append(public_signature(signer.sign_bytes(content)))
+        headers["webhook-key-id"] = signer.key_id
+    return {**headers, "webhook-signature": " ".join(signatures)}
+
+
+async def send(
+    session: aiohttp.ClientSession, delivery: Delivery, url: str, headers: Mapping[str, str]
+) -> Answer:
+    """Posts it once. Any 2xx is a yes; redirects are not followed."""
     loop = asyncio.get_running_loop()
     begun = loop.time()
     try:
         async with session.post(
-            endpoint.url,
+            url,
             data=delivery.body.encode(),
             headers=headers,
             allow_redirects=False,

@@ -26,6 +26,7 @@ from control.cellctl import access, operate, policies
 from control.cellctl.acting import MissingValue, take_acting
 from control.cellctl.console.command import app as console_app
 from control.cellctl.drill import app as drill_app
+from control.cellctl.key import app as key_app
 from control.cellctl.load import (
     Loader,
     LoadReport,
@@ -78,6 +79,7 @@ app.command()(watch)
 app.command()(scrape_config)
 app.add_typer(vault_app, name="vault")
 app.add_typer(risk_app, name="risk")
+app.add_typer(key_app, name="key")
 app.command()(route_decision)
 
 DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]

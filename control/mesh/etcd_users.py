@@ -15,7 +15,13 @@ from typing import Any
 from control.mesh.errors import StartFailure
 from control.mesh.state import MeshState
 from router.policies.model import REPORTS_PREFIX
-from router.store.model import CELL_HEALTH_PREFIX, CHANNEL_BREAKERS_PREFIX, LIVE_CELLS_PREFIX
+from router.store.model import (
+    CELL_HEALTH_PREFIX,
+    CHANNEL_BREAKERS_PREFIX,
+    KEYS_PREFIX,
+    LIVE_CELLS_PREFIX,
+    OWN_KEYS_PREFIX,
+)
 
 _ROOT_KEY = "/cellpay/"
 _WAIT_S = 20.0
@@ -31,6 +37,9 @@ def cell_keys(cell: str) -> tuple[tuple[str, bool], ...]:
         (f"{CELL_HEALTH_PREFIX}{cell}/", True),
         (f"{REPORTS_PREFIX}{cell}-", True),
         (f"{CHANNEL_BREAKERS_PREFIX}{cell}/", True),
+        # Any cell may be the home of any merchant.
+        (KEYS_PREFIX, True),
+        (OWN_KEYS_PREFIX, True),
     )
 
 

@@ -12,6 +12,7 @@ import grpc
 from cellpay.accounts.v1 import accounts_pb2_grpc
 from cellpay.channels.v1 import channels_pb2_grpc
 from cellpay.charges.v1 import charges_pb2_grpc
+from cellpay.keys.v1 import keys_pb2_grpc
 from cellpay.notifications.v1 import notifications_pb2_grpc
 from cellpay.orders.v1 import orders_pb2_grpc
 from cellpay.payments.v1 import payments_pb2_grpc
@@ -79,6 +80,7 @@ class Mesh:
         self.instruments: instruments_pb2_grpc.InstrumentsServiceAsyncStub = (
             instruments_pb2_grpc.InstrumentsServiceStub(raw)
         )
+        self.keys: keys_pb2_grpc.KeysServiceAsyncStub = keys_pb2_grpc.KeysServiceStub(raw)
 
 
 @contextlib.asynccontextmanager

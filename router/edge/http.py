@@ -53,7 +53,7 @@ def transcoded_services() -> list[str]:
 
 def http_listener(listen: str) -> dict[str, Any]:
     """The listener's document."""
-    lua = (Path(router.edge.__file__).parent / "http.lua").read_text(encoding="utf-8")
+    lua = "\n".join(_lua(name) for name in ("digest.lua", "http.lua"))
     manager = {
         "@type": type_of("filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": "http",
@@ -115,6 +115,10 @@ def http_listener(listen: str) -> dict[str, Any]:
             }
         ],
     }
+
+
+def _lua(name: str) -> str:
+    return (Path(router.edge.__file__).parent / name).read_text(encoding="utf-8")
 
 
 def edge_cluster(edge_listen: str, name: str) -> dict[str, Any]:

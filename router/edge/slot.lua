@@ -34,8 +34,63 @@ local function valid(text)
   return slot ~= nil and slot < SLOTS
 end
 
+local EDGES = "spiffe://cellpay.local/edge/"
+local ANSWERS = "/cellpay.keys.v1.AnswersService/"
+local TOLD = {"method", "target", "host", "type", "user", "digest"}
+local ANSWER = {"algorithm", "nonce", "status", "type", "digest"}
+
+-- Whether an edge sends this: the HTTP listener, which says in headers what it has seen.
+local function from_edge(handle)
+  local tls = handle:streamInfo():downstreamSslConnection()
+  if tls == nil then
+    return false
+  end
+  for _, name in ipairs(tls:uriSanPeerCertificate()) do
+    if name:sub(1, #EDGES) == EDGES then
+      return true
+    end
+  end
+  return false
+end
+
+-- Of a gRPC request what the cell cannot see and a signature is of (router/signing/gate.py).
+local function tell(headers)
+  for _, name in ipairs(TOLD) do
+    headers:remove("x-cellpay-signed-" .. name)
+  end
+  for _, name in ipairs(ANSWER) do
+    headers:remove("x-cellpay-answer-" .. name)
+  end
+  local text = headers:get("authorization")
+  if text == nil or text:sub(1, 9) ~= "CELLPAY1 " then
+    return
+  end
+  local told = {host = ":authority", type = "content-type", user = "x-user-id"}
+  for name, header in pairs(told) do
+    local value = headers:get(header)
+    if headers:getNumValues(header) > 1 then
+      -- Which was signed is open.
+      headers:remove("authorization")
+    elseif value ~= nil and value ~= "" then
+      headers:add("x-cellpay-signed-" .. name, value)
+    end
+  end
+end
+
 function envoy_on_request(handle)
   local headers = handle:headers()
+  if not from_edge(handle) then
+    if headers:get(":path"):sub(1, #ANSWERS) == ANSWERS then
+      handle:respond({
+        [":status"] = "200",
+        ["content-type"] = "application/grpc",
+        ["grpc-status"] = "7",
+        ["grpc-message"] = "only the edge itself asks for this",
+      }, "")
+      return
+    end
+    tell(headers)
+  end
   local user_id = headers:get("x-user-id")
   if user_id ~= nil and user_id ~= "" then
     headers:replace("x-cellpay-slot", tostring(slot_of(decoded(user_id))))

@@ -48,6 +48,7 @@ class PolicyKind(StrEnum):
     RISK_LISTS = "risk-lists"
     RISK_FEATURES = "risk-features"
     RISK_MODEL = "risk-model"
+    SIGNATURES = "signatures"
 
 
 RISK_KINDS = frozenset(
@@ -323,10 +324,45 @@ class Keys:
     rotate_before: AwareDatetime | None = None
 
 
+class SignatureMode(StrEnum):
+    # None is looked at.
+    OFF = "off"
+    # One that is sent must be right.
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+@_DOCUMENT
+@dataclass(frozen=True, slots=True)
+class Signatures:
+    """Whether requests that come in at the edge must be signed by a merchant (docs/signing.md).
+
+    Of several documents for a call the most specific is in force: one that names the merchant
+    before one that names the method before one that names neither; of equals the strictest.
+    """
+
+    cells: Cells = ()
+    mode: SignatureMode = SignatureMode.REQUIRED
+    methods: Methods = ()
+    # Whom the request names as its merchant or as the user at whose home it is served.
+    merchants: Annotated[tuple[str, ...], Field(max_length=1024)] = ()
+    # How old a request may be, and how far ahead of our clock; of several documents the shortest.
+    old_max_s: Annotated[int, Field(ge=1, le=300)] = 300
+    ahead_max_s: Annotated[int, Field(ge=1, le=60)] = 10
+
+
 # Of the whole mesh: a payment is judged alike wherever its payer lives.
 RiskDocument = RuleSet | RiskList | FeatureSet | RiskModel
 Document = (
-    Traffic | Breakers | Degradation | Limits | Keys | ChannelPolicy | ChoicePolicy | RiskDocument
+    Traffic
+    | Breakers
+    | Degradation
+    | Limits
+    | Keys
+    | ChannelPolicy
+    | ChoicePolicy
+    | Signatures
+    | RiskDocument
 )
 
 

@@ -31,6 +31,7 @@ from router.policies.model import (
     Limits,
     Mode,
     PolicyKind,
+    Signatures,
     Traffic,
     cells_of,
 )
@@ -56,6 +57,7 @@ _TYPES: Mapping[PolicyKind, type[Document]] = {
     PolicyKind.RISK_LISTS: RiskList,
     PolicyKind.RISK_FEATURES: FeatureSet,
     PolicyKind.RISK_MODEL: RiskModel,
+    PolicyKind.SIGNATURES: Signatures,
 }
 _HARM = {Mode.ON: 0, Mode.DEFERRED: 1, Mode.OFF: 2}
 # The least important go first. What a higher class loses, a lower one has lost before.
@@ -83,7 +85,7 @@ _NEVER_OFF = frozenset({Feature.NOTIFICATION})
 
 D = TypeVar(
     "D", Traffic, Breakers, Degradation, Limits, Keys, ChannelPolicy, ChoicePolicy,
-    RuleSet, RiskList, FeatureSet, RiskModel,
+    Signatures, RuleSet, RiskList, FeatureSet, RiskModel,
 )  # fmt: skip
 
 
@@ -191,7 +193,9 @@ def _contradictions(document: Document) -> list[Violation]:
             return _of_channel(document)
         case ChoicePolicy():
             return _of_choice(document)
-        case Breakers() | Keys() | RuleSet() | RiskList() | FeatureSet() | RiskModel():
+        case (
+            Breakers() | Keys() | Signatures() | RuleSet() | RiskList() | FeatureSet() | RiskModel()
+        ):
             # Of risk: router/policies/risk.py, for it takes longer than a turn of the event loop.
             return []
 

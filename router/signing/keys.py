@@ -1,15 +1,16 @@
-"""Signatures: RSA by `cryptography`, SM2 with SM3 by Tongsuo; no arithmetic of our own."""
+"""Signatures: by `cryptography`, SM2 with SM3 by Tongsuo; no arithmetic of our own."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from tongsuopy.crypto import exceptions as sm_exceptions
 from tongsuopy.crypto import hashes as sm_hashes
 from tongsuopy.crypto import serialization as sm_serialization
@@ -17,6 +18,7 @@ from tongsuopy.crypto.asymciphers import ec as sm_ec
 
 from router.signing.model import (
     Algorithm,
+    Answer,
     Authentic,
     Claims,
     Key,
@@ -25,7 +27,14 @@ from router.signing.model import (
     SignedMessage,
     Window,
 )
-from router.signing.rules import Malformed, canonical, judge, read_header, remember_until
+from router.signing.rules import (
+    Malformed,
+    canonical,
+    canonical_response,
+    judge,
+    read_header,
+    remember_until,
+)
 
 RSA_BITS_MIN = 2048
 RSA_BITS_MAX = 8192
@@ -69,7 +78,11 @@ def _public(algorithm: Algorithm, public: bytes) -> Any:
     try:
         key = serialization.load_der_public_key(public)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise BadKey("it is no RSA public key in DER") from None
+        raise BadKey("it is no public key in DER") from None
+    if algorithm == Algorithm.ED25519:
+        if not isinstance(key, ed25519.Ed25519PublicKey):
+            raise BadKey("it is no Ed25519 public key")
+        return key
     if not isinstance(key, rsa.RSAPublicKey):
         raise BadKey("it is no RSA public key")
     if not RSA_BITS_MIN <= key.key_size <= RSA_BITS_MAX:
@@ -88,6 +101,8 @@ def is_signed(algorithm: Algorithm, public: bytes, signature: bytes, said: bytes
     try:
         if algorithm == Algorithm.SM2_SM3:
             key.verify(signature, said, sm_ec.ECDSA(sm_hashes.SM3()))
+        elif algorithm == Algorithm.ED25519:
+            key.verify(signature, said)
         else:
             key.verify(signature, said, _padding(algorithm), hashes.SHA256())
     except (InvalidSignature, sm_exceptions.InvalidSignature, *_SM_FAULTS):
@@ -124,13 +139,22 @@ class Signer:
     def sign(self, message: SignedMessage, timestamp: int, nonce: str) -> Claims:
         """Raises Malformed when the message has no canonical form."""
         claims = Claims(self.key_id, self.algorithm, timestamp, nonce, b"")
-        said = canonical(message, claims, digest_of(self.algorithm, message.body))
-        return Claims(self.key_id, self.algorithm, timestamp, nonce, self.sign_bytes(said))
+        digest = message.digest or digest_of(self.algorithm, message.body)
+        return replace(claims, signature=self.sign_bytes(canonical(message, claims, digest)))
+
+    def answer(self, claims: Claims, answer: Answer) -> Claims:
+        """Signs what was answered; `claims` are of this key, unsigned. Raises Malformed."""
+        said = canonical_response(
+            claims, answer.request_nonce, answer.status, answer.content_type, answer.digest
+        )
+        return replace(claims, signature=self.sign_bytes(said))
 
     def sign_bytes(self, said: bytes) -> bytes:
         signature: bytes
         if self.algorithm == Algorithm.SM2_SM3:
             signature = self._key.sign(said, sm_ec.ECDSA(sm_hashes.SM3()))
+        elif self.algorithm == Algorithm.ED25519:
+            signature = self._key.sign(said)
         else:
             signature = self._key.sign(said, _padding(self.algorithm), hashes.SHA256())
         return signature
@@ -146,9 +170,10 @@ def verify(
         key = judge(claims, keys, now, window)
         if isinstance(key, Refused):
             return key
-        said = canonical(message, claims, digest_of(claims.algorithm, message.body))
+        digest = message.digest or digest_of(claims.algorithm, message.body)
+        said = canonical(message, claims, digest)
     except Malformed as fault:
         return Refused(Reason.MALFORMED, str(fault))
     if not is_signed(key.algorithm, key.public, claims.signature, said):
         return Refused(Reason.WRONG, "the signature is not the key's, or not of this request")
-    return Authentic(key, claims.nonce, remember_until(claims, window))
+    return Authentic(key, claims.nonce, remember_until(claims, window), claims.timestamp)

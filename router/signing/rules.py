@@ -89,6 +89,13 @@ def canonical_response(
     )
 
 
+def canonical_proof(algorithm: str, merchant_id: str, digest: bytes) -> bytes:
+    """What a new key signs to be registered: `digest` is of the public key, by its own hash."""
+    if not merchant_id.isprintable():
+        raise Malformed("the merchant's ID has no canonical form")
+    return _lines(f"{SCHEME}-KEY", algorithm, merchant_id, digest.hex())
+
+
 def _lines(*values: str) -> bytes:
     return "".join(f"{value}\n" for value in values).encode()
 

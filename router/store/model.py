@@ -30,6 +30,10 @@ LEADER_KEY = "/cellpay/controller/leader"
 DETOURS_PREFIX = "/cellpay/detours/"
 # Cell and channel → that its breaker is open, under a lease of the process that found it away.
 CHANNEL_BREAKERS_PREFIX = "/cellpay/channel-breakers/"
+# Public keys of merchants: copies of what stands at their homes.
+KEYS_PREFIX = "/cellpay/keys/"
+# Our own, by which answers and webhooks are signed; the private halves are wrapped by the KMS.
+OWN_KEYS_PREFIX = "/cellpay/own-keys/"
 RUNNING_DRILL_KEY = "/cellpay/drill-running"
 
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import NamedTuple
 
 from router.client import TlsFiles
 
@@ -43,6 +44,23 @@ def _indexed_later(name: str, value: str) -> bytes:
     assert len(raw_name) < 127
     assert len(raw_value) < 127
     return b"\x40" + bytes([len(raw_name)]) + raw_name + bytes([len(raw_value)]) + raw_value
+
+
+def _literal(name: str, value: str) -> bytes:
+    """One that nobody remembers (RFC 7541, 6.2.2), for a value that never comes again."""
+    raw = value.encode()
+    # Always long: a prefix of seven bits that is full, and the rest in two bytes (5.1).
+    assert 127 <= len(raw) < 127 + 128 * 128
+    rest = len(raw) - 127
+    length = bytes([0x7F, 0x80 | rest % 128, rest // 128])
+    return b"\x00" + bytes([len(name)]) + name.encode() + length + raw
+
+
+class Signed(NamedTuple):
+    """A message, and the header that signs it."""
+
+    body: bytes
+    authorization: str
 
 
 @cache
@@ -110,7 +128,7 @@ class Connection:
     def begin(
         self,
         path: str,
-        bodies: Iterator[bytes],
+        bodies: Iterator[bytes | Signed],
         in_flight: int,
         per_s: float | None,
         *,
@@ -169,9 +187,12 @@ class Connection:
         while self._socket.pending():
             self._read()
 
-    def _call(self, path: str, body: bytes) -> bytes:
+    def _call(self, path: str, body: bytes | Signed) -> bytes:
         first, later = _header_blocks(path, self._headers)
         block = later if path == self._path else first
+        if isinstance(body, Signed):
+            block += _literal("authorization", body.authorization)
+            body = body.body
         self._path = path
         stream = self._stream
         self._stream += 2
@@ -231,7 +252,7 @@ class Connection:
 def run(
     connections: Sequence[Connection],
     path: str,
-    bodies: Sequence[Iterator[bytes]],
+    bodies: Sequence[Iterator[bytes | Signed]],
     *,
     in_flight: int,
     per_s: float | None = None,

@@ -21,9 +21,12 @@ from cellpay.transfers.v1 import transfers_pb2
 from router.client import TlsFiles
 from router.errors import Refusal
 from router.ids import slot_of_id
+from router.signing.keys import Signer
+from router.signing.model import Algorithm, SignedMessage
+from router.signing.rules import header
 from router.slots import slot_of_user
 from tests.bench import lean
-from tests.bench.lean import Connection, Result
+from tests.bench.lean import Connection, Result, Signed
 
 _PATHS = {
     "orders": "/cellpay.orders.v1.OrdersService/CreateOrder",
@@ -31,6 +34,11 @@ _PATHS = {
     "batch": "/cellpay.payments.v1.PaymentsService/BatchPay",
     "transfer": "/cellpay.transfers.v1.TransfersService/CreateTransfer",
 }
+# What Envoy tells of a signed request.
+_SIGNED = (
+    ("x-cellpay-signed-host", "localhost"),
+    ("x-cellpay-signed-type", "application/grpc"),
+)
 _BATCH = 256
 # Calls under way never share a slot: each carries the slots of one remainder.
 _REMAINDERS = 16
@@ -55,6 +63,20 @@ def _body(job: str, item: Any) -> bytes:
     return transfers_pb2.CreateTransferRequest(
         payer_id=payer, payee_id=other, idempotency_key=key, amount=cent
     ).SerializeToString()
+
+
+def _signer(sign: dict[str, str] | None) -> Signer | None:
+    if sign is None:
+        return None
+    return Signer(sign["key_id"], Algorithm(sign["algorithm"]), sign["private"].encode())
+
+
+def _signed(signer: Signer | None, path: str, body: bytes) -> bytes | Signed:
+    if signer is None:
+        return body
+    message = SignedMessage("POST", path, "localhost", "application/grpc", "", body)
+    claims = signer.sign(message, int(time.time()), secrets.token_hex(12))
+    return Signed(body, header(claims))
 
 
 def _slot(job: str, item: Any) -> int:
@@ -84,19 +106,23 @@ def _work(job: dict[str, Any]) -> tuple[list[list[Any]], list[Connection]]:
             items = _batches(items)
         for number in range(each):
             shares.append(items[number::each])
-            connections.append(Connection(address, tls))
+            connections.append(Connection(address, tls, _SIGNED if job.get("sign") else ()))
     return shares, connections
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     shares, connections = _work(job)
     # Made beforehand: their cost is the caller's, and not what is measured.
-    bodies = [iter([_body(job["job"], item) for item in share]) for share in shares]
+    signer = _signer(job.get("sign"))
+    path = _PATHS[job["job"]]
+    bodies = [
+        iter([_signed(signer, path, _body(job["job"], item)) for item in share]) for share in shares
+    ]
     per_s = job.get("per_s")
     begin = time.perf_counter()
     results = lean.run(
         connections,
-        _PATHS[job["job"]],
+        path,
         bodies,
         in_flight=max(1, job["in_flight"] // len(connections)) if per_s is None else 10_000,
         per_s=per_s / len(connections) if per_s is not None else None,

@@ -247,10 +247,15 @@ class MeshRuns:
         }
 
     def load(
-        self, job: str, addresses: list[str], items: list[Any], per_s: float | None = None
+        self,
+        job: str,
+        addresses: list[str],
+        items: list[Any],
+        per_s: float | None = None,
+        **more: Any,
     ) -> dict[str, Any]:
         in_flight = _BATCHES_IN_FLIGHT if job == "batch" else _IN_FLIGHT
-        result = _end(_begin(self._job(job, addresses, items, per_s, in_flight)))
+        result = _end(_begin({**self._job(job, addresses, items, per_s, in_flight), **more}))
         if result["failed"] or result["succeeded"] != len(items):
             raise SystemExit(f"{job}: {result['failed']} calls failed: {result['reasons']}")
         return result

@@ -22,15 +22,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cells.bulk import Bulk
 from cells.database import make_engine
+from cells.keys.own import new_private
 from cells.ledger.worker import Lanes
 from cells.notifications.consumer import DURABLE, Consumer
 from cells.notifications.cooldown import CoolDowns
+from cells.notifications.secrets import Secrets
 from cells.notifications.service import NotificationsService
 from cells.notifications.worker import Webhooks
 from cells.outbox.stream import STREAM, connect_stream
 from cells.outbox.worker import OutboxRelay
 from cells.reading import ReadEngine
 from cells.settings import DatabaseSettings, LaneSettings, OutboxSettings, WebhookSettings
+from cells.vault import keystore
 from control.mesh import ca
 from control.mesh.state import MeshState
 from router.client import CallPolicy, Mesh, TlsFiles, connect_direct
@@ -39,6 +42,8 @@ from router.guard import GuardedServer, SlotsHere
 from router.identity import spiffe_id
 from router.ids import Kind
 from router.minting import mint_now
+from router.signing.keys import Signer, is_signed
+from router.signing.model import Algorithm
 from router.slotmap import SlotMap
 from router.slots import slot_of_user
 from router.tally import Tally
@@ -47,6 +52,7 @@ from tests.integration.behind import CELL, eventually, give_away, going_on, tell
 
 pytestmark = pytest.mark.mesh
 SECRET = bytes(range(32))
+SIGNER = Signer("cellpay-test-1", Algorithm.ED25519, new_private(Algorithm.ED25519))
 # Short, so that a test needs no patience; nothing measures them.
 QUICK = WebhookSettings(
     timeout_s=5.0,
@@ -118,9 +124,11 @@ class Cell:
     cell: Mesh
     merchant: Mesh
     receiver: Receiver
+    secrets: Secrets
 
     def webhooks(self, settings: WebhookSettings = QUICK, **changes: Any) -> Webhooks:
         named: dict[str, Any] = {"redis_url": self.state.redis_url(CELL), "allow_private": True}
+        named |= {"secrets": self.secrets, "signer": lambda: SIGNER}
         named |= changes
         return Webhooks(self.lanes, ReadEngine(self.engine), CELL, settings=settings, **named)
 
@@ -167,17 +175,20 @@ def _tls(state: MeshState, kind: str) -> TlsFiles:
 
 
 @asynccontextmanager
-async def _serving(state: MeshState, lanes: Lanes, engine: AsyncEngine) -> AsyncIterator[str]:
+async def _serving(
+    state: MeshState, lanes: Lanes, engine: AsyncEngine, secrets: Secrets
+) -> AsyncIterator[str]:
     here = SlotsHere(CELL)
     here.publish(SlotMap.even([CELL]))
     server = grpc.aio.server()
     guarded: Any = GuardedServer(server, here)
     notifications_pb2_grpc.add_NotificationsServiceServicer_to_server(
         NotificationsService(
-            lanes, ReadEngine(engine), Bulk(lanes, here, Tally()), allow_private=True
+            lanes, ReadEngine(engine), Bulk(lanes, here, Tally()),
+            secrets=secrets, allow_private=True,
         ),
         guarded,
-    )
+    )  # fmt: skip
     port = server.add_secure_port("127.0.0.1:0", _tls(state, "cell").server_credentials())
     await server.start()
     try:
@@ -196,7 +207,10 @@ async def cell(state: MeshState) -> AsyncIterator[Cell]:
         stack.push_async_callback(lane_engine.dispose)
         lanes = Lanes(lane_engine, CELL, LaneSettings(count=1))
         await stack.enter_async_context(going_on(*lanes.runners()))
-        address = await stack.enter_async_context(_serving(state, lanes, engine))
+        master = state.path / "keystore" / "master.json"
+        keystore.create(master)
+        secrets = Secrets(keystore.open_kms(str(master)))
+        address = await stack.enter_async_context(_serving(state, lanes, engine, secrets))
         callers = [
             await stack.enter_async_context(
                 connect_direct(address, _tls(state, kind), policy=policy)
@@ -204,7 +218,7 @@ async def cell(state: MeshState) -> AsyncIterator[Cell]:
             for kind in ("cell", "service")
         ]
         receiver = await stack.enter_async_context(receiving())
-        yield Cell(state, engine, lanes, callers[0], callers[1], receiver)
+        yield Cell(state, engine, lanes, callers[0], callers[1], receiver, secrets)
 
 
 _names = itertools.count(1)
@@ -229,18 +243,18 @@ async def test_an_event_travels_from_the_outbox_to_the_merchant_signed(
     (received,) = cell.receiver.received
     assert (delivery.event_id, delivery.attempts, delivery.last_error) == (event_id, 1, "")
     document = json.loads(received.body)
-    assert (document["id"], document["type"], document["data"]) == (
-        event_id,
-        "test.happened",
-        {"n": 1},
-    )
+    told = [document[name] for name in ("id", "type", "data")]
+    assert told == [event_id, "test.happened", {"n": 1}]
     headers = received.headers
     assert headers["webhook-id"] == delivery.delivery_id
     content = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + received.body
     expected = hmac.new(SECRET, content, hashlib.sha256).digest()
-    version, _, signature = headers["webhook-signature"].partition(",")
-    assert version == "v1"
-    assert hmac.compare_digest(base64.b64decode(signature), expected)
+    signatures = dict(item.split(",") for item in headers["webhook-signature"].split(" "))
+    assert hmac.compare_digest(base64.b64decode(signatures["v1"]), expected)
+    # The same by our own key, whose public half anybody may have.
+    assert headers["webhook-key-id"] == SIGNER.key_id
+    ours = base64.b64decode(signatures["v1a"])
+    assert is_signed(Algorithm.ED25519, SIGNER.public, ours, content)
 
 
 async def test_an_event_has_one_delivery_however_often_it_is_consumed(
