@@ -34,7 +34,7 @@ _KEEPALIVE_MS, _KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
 # processes. The grace is for calls and streams under way.
 _AGE_MS, _AGE_GRACE_MS = 3_600_000, 120_000
 _IDLE_MS = 900_000
-# Bit 0: as it is. 1 MiB may unpack to 1 GiB, and gRPC looks at the size before it unpacks.
+# Bit 0: as it is. gRPC stops unpacking at the bound above; what is never begun costs nothing.
 _UNCOMPRESSED = 1
 
 
