@@ -154,21 +154,10 @@ def _routes() -> dict[str, Any]:
     }
 
 
-def _described() -> bytes:
-    """The protos, each field with one name: as `userId` a body could name another user than the path
-    does, for Envoy looks for a collision under the name that the proto has."""
-    described = descriptor_pb2.FileDescriptorSet.FromString(descriptors().read_bytes())
-    for file in described.file:
-        for message in file.message_type:
-            for field in message.field:
-                field.json_name = field.name
-    return described.SerializeToString(deterministic=True)
-
-
 def _transcoding() -> dict[str, Any]:
     return {
         # Not a path: Envoy may run where this package is not.
-        "proto_descriptor_bin": base64.b64encode(_described()).decode("ascii"),
+        "proto_descriptor_bin": base64.b64encode(descriptors().read_bytes()).decode("ascii"),
         "services": transcoded_services(),
         "convert_grpc_status": True,
         # A user ID may hold any character; percent-encoded in the path it comes out as it was.

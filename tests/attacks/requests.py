@@ -43,7 +43,7 @@ def _fill(message: Any, values: Mapping[str, Any], depth: int = 0) -> None:
             if field.full_name.endswith("read_mask") or depth > 3:
                 continue
             repeated = field.is_repeated
-            if repeated and field.message_type.GetOptions().map_entry:
+            if _is_map(field):
                 continue
             below = getattr(message, field.name)
             _fill(below.add() if repeated else below, values, depth + 1)
@@ -62,8 +62,12 @@ def strings_of(descriptor: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[st
     for field in descriptor.fields:
         if field.type == FieldDescriptor.TYPE_STRING:
             yield (*path, field.name)
-        elif field.type == FieldDescriptor.TYPE_MESSAGE and len(path) < 3:
+        elif field.type == FieldDescriptor.TYPE_MESSAGE and len(path) < 3 and not _is_map(field):
             yield from strings_of(field.message_type, (*path, field.name))
+
+
+def _is_map(field: Any) -> bool:
+    return bool(field.is_repeated and field.message_type.GetOptions().map_entry)
 
 
 def put_at(message: Any, path: tuple[str, ...], text: str) -> None:
