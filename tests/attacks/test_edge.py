@@ -274,9 +274,6 @@ async def test_wants_an_inner_method_by_an_odd_path(
     session: Session, files: TlsFiles, path: str
 ) -> None:
     data = request(path, "content-length: 2", "connection: close", body=b"{}")
-    answers = statuses(await said_to(session.http_address, files, data))
-    assert answers
-    assert set(answers) <= {400, 403, 404, 405}, answers
     as_grpc = request(
         path,
         "content-length: 5",
@@ -285,7 +282,11 @@ async def test_wants_an_inner_method_by_an_odd_path(
         "connection: close",
         body=bytes(5),
     )
-    said = await said_to(session.http_address, files, as_grpc)
+    as_json, said = await asyncio.gather(
+        said_to(session.http_address, files, data), said_to(session.http_address, files, as_grpc)
+    )
+    assert statuses(as_json)
+    assert set(statuses(as_json)) <= {400, 403, 404, 405}, as_json
     assert statuses(said)
     # To gRPC, Envoy says the same in a header.
     refused = set(statuses(said)) <= {400, 403, 404, 405, 415}
@@ -319,9 +320,10 @@ async def test_wants_envoys_own_pages(session: Session, files: TlsFiles) -> None
     """They are on loopback, and no path of the edges leads there."""
     admin = session.state.address("envoy.admin")
     assert admin.startswith("127.0.0.1:")
-    for path in ("/config_dump", "/quitquitquit", "/stats", "/certs"):
-        data = request(path, "connection: close", method="GET")
-        assert statuses(await said_to(session.http_address, files, data)) == [404]
+    pages = ("/config_dump", "/quitquitquit", "/stats", "/certs")
+    asked = [request(page, "connection: close", method="GET") for page in pages]
+    found = await asyncio.gather(*(said_to(session.http_address, files, data) for data in asked))
+    assert [statuses(said) for said in found] == [[404]] * len(pages)
 
 
 async def test_wants_to_hide_a_field_from_the_edge(session: Session, files: TlsFiles) -> None:
@@ -329,7 +331,6 @@ async def test_wants_to_hide_a_field_from_the_edge(session: Session, files: TlsF
     name = new_name("of-the-path")
     for body in (
         '{"user_id": "mallory", "currency": "USD", "idempotency_key": "k"}',
-        '{"currency": "USD", "idempotency_key": "k", "__proto__": {"user_id": "x"}}',
         '{"currency": "USD", "idempotency_key": "k"} {"currency": "EUR"}',
         '{"currency": "USD", "idempotency_key": "k", "kind": 99999999999999999999}',
     ):
@@ -341,12 +342,14 @@ async def test_wants_to_hide_a_field_from_the_edge(session: Session, files: TlsF
             body=body.encode(),
         )
         assert statuses(await said_to(session.http_address, files, data)) == [400], body
-    body = '{"userId": "mallory", "currency": "USD", "idempotency_key": "k"}'
-    length = f"content-length: {len(body)}"
-    data = request(f"/v1/users/{name}/accounts", length, "connection: close", body=body.encode())
-    said = await said_to(session.http_address, files, data)
-    # Whatever the body says, the path is the one that counts.
-    assert json.loads(said.partition(b"\r\n\r\n")[2])["user_id"] == name
+    # Whatever else the body says, the path is the one that counts.
+    for hidden in ('"userId": "mallory"', '"__proto__": {"user_id": "mallory"}', '"USER_ID": "m"'):
+        body = f'{{{hidden}, "currency": "USD", "idempotency_key": "k"}}'
+        length = f"content-length: {len(body)}"
+        path = f"/v1/users/{name}/accounts"
+        data = request(path, length, "connection: close", body=body.encode())
+        said = await said_to(session.http_address, files, data)
+        assert json.loads(said.partition(b"\r\n\r\n")[2])["user_id"] == name
 
 
 def test_wants_an_older_tls(session: Session, files: TlsFiles) -> None:
