@@ -109,8 +109,7 @@ async def serve(settings: ControllerSettings) -> None:
             endpoints = {
                 cell: view.detours.get(cell, live.addresses) for cell, live in view.live.items()
             }
-            traffic = traffic_of(policies.now)
-            edge = (settings.edge_listen, lua, traffic, settings.edge_ranges)
+            edge = (settings.edge_listen, lua, traffic_of(policies.now), settings.edge_ranges)
             xds.publish(Topology(view.slot_map, endpoints, *edge))
             kept.changed.set()
 

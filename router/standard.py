@@ -90,9 +90,8 @@ def add_standard_services(
     # each open stream holds one of the few threads of the process.
     channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), generic)
     standard = (health.SERVICE_NAME, "grpc.channelz.v1.Channelz", reflection.SERVICE_NAME)
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-        reflection.aio.ReflectionServicer([*services, *standard]), generic
-    )
+    add_reflection: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+    add_reflection(reflection.aio.ReflectionServicer([*services, *standard]), generic)
 
 
 def _for(access: Access, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:

@@ -71,6 +71,7 @@ _REDIRECT = 307
 _EDGE_RETRIES_AT_A_TIME_MIN = 256
 _EDGE_RETRY_BUDGET_PERCENT = 25
 _EDGE_BUFFER_BYTES = 1024 * 1024
+_EDGE_STREAM_MS = 60_000
 _CONNECT_TIMEOUT_MS = 1000
 _RING_SIZE_MIN = 256
 
@@ -266,13 +267,14 @@ def _routes(name: str, topology: Topology, kind: NodeKind) -> route_pb2.RouteCon
 
 
 def _action(cell: str, kind: NodeKind) -> route_components_pb2.RouteAction:
-    """No timeout of the route's own: the caller's deadline rules."""
+    """No timeout of the route's own: the caller's deadline rules; at the edge within a bound."""
     action = route_components_pb2.RouteAction(cluster=cluster_name(cell), timeout=_duration(0))
     # A slot's requests go to the same process of its cell, whose lane then meets no other (A42).
     action.hash_policy.add().header.header_name = SLOT_HEADER
     if kind == NodeKind.EDGE:
-        # Zero: the caller's `grpc-timeout`, whatever its length.
-        action.max_stream_duration.grpc_timeout_header_max.CopyFrom(_duration(0))
+        # Who sends no deadline, or one of days, and no message holds a place at a cell so long.
+        action.max_stream_duration.max_stream_duration.CopyFrom(_duration(_EDGE_STREAM_MS))
+        action.max_stream_duration.grpc_timeout_header_max.CopyFrom(_duration(_EDGE_STREAM_MS))
         action.retry_policy.CopyFrom(_edge_retries())
         action.internal_redirect_policy.CopyFrom(
             route_components_pb2.InternalRedirectPolicy(

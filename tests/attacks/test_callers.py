@@ -7,7 +7,7 @@ import contextlib
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -61,7 +61,7 @@ async def test_every_service_that_a_server_names_is_guarded(session: Session) ->
     credentials = session.tls("client").channel_credentials()
     for name, known in (("cell-a", set(SERVICES)), ("controller", set(CONTROL_METHODS))):
         async with grpc.aio.secure_channel(session.state.address(name), credentials) as channel:
-            stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+            stub: Any = reflection_pb2_grpc.ServerReflectionStub(cast(Any, channel))
             stream = stub.ServerReflectionInfo(timeout=5)
             await stream.write(reflection_pb2.ServerReflectionRequest(list_services=""))
             listed = (await stream.read()).list_services_response.service
@@ -237,7 +237,7 @@ async def test_wants_to_watch_who_talks_to_whom(session: Session) -> None:
         for name in ("cell-a", "controller"):
             address = session.state.address(name)
             async with grpc.aio.secure_channel(address, tls.channel_credentials()) as channel:
-                stub: Any = channelz_pb2_grpc.ChannelzStub(channel)
+                stub: Any = channelz_pb2_grpc.ChannelzStub(cast(Any, channel))
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await stub.GetServers(channelz_pb2.GetServersRequest(), timeout=5)
             assert details_of(refused.value).reason == "CALLER_NOT_ALLOWED"
@@ -269,7 +269,7 @@ async def test_wants_to_hold_all_threads_with_open_streams(session: Session, mes
     credentials = session.tls("client").channel_credentials()
     address = session.state.address("cell-a")
     async with grpc.aio.secure_channel(address, credentials) as channel:
-        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(cast(Any, channel))
         streams = [stub.ServerReflectionInfo(timeout=30) for _ in range(200)]
         for stream in streams:
             await stream.write(reflection_pb2.ServerReflectionRequest(list_services=""))

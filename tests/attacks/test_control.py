@@ -153,8 +153,8 @@ async def test_wants_the_stores_of_the_mesh_from_elsewhere(session: Session) -> 
                 address, _, port = fields[1].partition(":")
                 listening.setdefault(int(port, 16), set()).add(address)
     for name in state.ports:
-        port = int(state.address(name).rpartition(":")[2])
-        assert listening.get(port, LOOPBACK) <= LOOPBACK, f"{name} listens everywhere"
+        number = int(state.address(name).rpartition(":")[2])
+        assert listening.get(number, LOOPBACK) <= LOOPBACK, f"{name} listens everywhere"
 
 
 def test_wants_markup_of_a_users_id_run_in_the_console() -> None:

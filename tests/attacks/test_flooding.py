@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -15,7 +16,9 @@ import pytest_asyncio
 from cellpay.accounts.v1 import accounts_pb2
 
 from control.cellctl.session import Session
+from control.xds.translate import NodeKind, Topology, translate
 from router.client import Mesh, TlsFiles
+from router.slotmap import SlotMap
 from router.slots import slot_of_user
 from router.standard import MESSAGE_BYTES_MAX, server_options
 from tests.attacks.wire import (
@@ -336,6 +339,18 @@ async def test_wants_more_streams_at_once_than_anybody_needs(
             while len(attack.resets) < 200 and not attack.closed.is_set():
                 await asyncio.sleep(0.01)
     await still_serving()
+
+
+def test_wants_a_place_at_a_cell_for_ever() -> None:
+    """By a request without a deadline, or with one of days, whose message never comes: the edge
+    ends it after a minute, which is too long to wait for here."""
+    topology = Topology(SlotMap.even(["a"]), {"a": ["127.0.0.1:1"]})
+    (routes,) = translate(topology, NodeKind.EDGE).routes.values()
+    found: Any = routes
+    for route in found.virtual_hosts[0].routes:
+        limit = route.route.max_stream_duration
+        assert 0 < limit.max_stream_duration.seconds <= 60
+        assert 0 < limit.grpc_timeout_header_max.seconds <= 60
 
 
 def test_bounds_of_every_server_are_set() -> None:

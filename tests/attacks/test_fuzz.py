@@ -26,7 +26,7 @@ from cells.channels.iso8583.framing import Framer, FramingLost
 from cells.requests import Checker, page_start
 from cells.statements.layouts import CamtLayout, CsvLayout, FixedLayout
 from cells.statements.model import Limits, StatementFault
-from cells.statements.reading import read_lines
+from cells.statements.reading import AnyLayout, read_lines
 from control.cellctl.session import Session
 from router.access import METHODS
 from router.errors import Refusal
@@ -227,7 +227,11 @@ def test_wants_a_parser_to_break(name: str) -> None:
 @pytest.mark.parametrize("name", ["camt", "csv", "fixed"])
 def test_wants_a_banks_statement_to_break_its_reader(name: str, tmp_path: Path) -> None:
     """Entities that name files included: what is read is a fault, or lines."""
-    layouts = {"camt": CamtLayout(), "csv": CsvLayout(), "fixed": FixedLayout()}
+    layouts: dict[str, AnyLayout] = {
+        "camt": CamtLayout(),
+        "csv": CsvLayout(),
+        "fixed": FixedLayout(),
+    }
     csv = b"#statement,S1,east,2026-11-23\nreference,kind,amount\nR1,charge,1.00\n#total,CNY,1\n"
     seeds = {"camt": [item.read_bytes() for item in (VECTORS / "camt053").glob("*.xml")]}
     path = tmp_path / "statement"

@@ -12,6 +12,7 @@ from cellpay.payments.v1 import payments_pb2
 
 from control.cellctl.session import Session
 from router.access import METHODS, Kind
+from router.client import Mesh
 from router.home import slot_finder
 from router.ids import Kind as IdKind
 from router.ids import account_id, mint, slot_of_id
@@ -20,7 +21,6 @@ from tests.attacks.requests import descriptor_of, request_for, served
 from tests.attacks.world import (
     IBAN,
     Answer,
-    Mesh,
     Shop,
     available,
     call,

@@ -209,7 +209,7 @@ async def test_wants_to_spend_the_same_money_in_two_cells_during_a_failover(
 
 async def _operated(session: Session, kind: str, cell: str) -> None:
     request = control_pb2.StartOperationRequest(
-        kind=control_pb2.Operation.Kind.Value(kind),  # type: ignore[arg-type]
+        kind=control_pb2.Operation.Kind.Value(kind),
         cell=cell,
         reason="an attack",
     )

@@ -7,6 +7,7 @@ be two requests' are in tests/property/test_signing.py.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes, hmac, serialization
@@ -167,7 +168,8 @@ def test_wants_what_is_outside_of_the_signature_to_matter() -> None:
     """Each thing that decides what is done, and for whom, is one of the lines."""
     text = signed(Algorithm.RSA_PSS_SHA256, MESSAGE)
     for name in ("method", "target", "host", "content_type", "user_id"):
-        other = replace(MESSAGE, **{name: "/x" if name == "target" else "X"})
+        changed: dict[str, Any] = {name: "/x" if name == "target" else "X"}
+        other = replace(MESSAGE, **changed)
         assert reason_of(text, other) == Reason.WRONG, name
     for body in (b"{} ", b"", b"{}\n", b"{}{}"):
         assert reason_of(text, replace(MESSAGE, body=body)) == Reason.WRONG

@@ -94,7 +94,7 @@ class Http2:
             case events.StreamReset():
                 self.resets[event.stream_id] = int(event.error_code)
             case events.ConnectionTerminated():
-                self.goaway = int(event.error_code)
+                self.goaway = int(event.error_code or 0)
             case events.DataReceived():
                 with contextlib.suppress(exceptions.ProtocolError):
                     self.state.acknowledge_received_data(
