@@ -44,7 +44,7 @@ from tests.attacks.test_edge import said_to, statuses
 from tests.attacks.test_idor import things_of
 from tests.attacks.world import Shop, call, issued, to_slot
 
-BUDGET_S = 1.5
+BUDGET_S = 1.0
 SEED = 20261129
 VECTORS = Path(__file__).parents[1] / "vectors"
 TOKENS = (
@@ -299,7 +299,7 @@ async def test_wants_the_http_edge_to_break(session: Session, victim: Shop) -> N
 
     async def attack() -> None:
         while time.monotonic() < until:
-            said = await said_to(session.http_address, files, mutated(chance, seeds), 0.3)
+            said = await said_to(session.http_address, files, mutated(chance, seeds), 0.2)
             seen.update(statuses(said))
 
     await asyncio.gather(*(attack() for _ in range(8)))
