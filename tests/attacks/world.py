@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import uuid
@@ -82,10 +83,14 @@ async def call(
     try:
         if found is not None and found.client_streaming:
             stream = raw.stream_stream(f"/{method}")(metadata=metadata, timeout=timeout)
-            await stream.write(data)
-            await stream.done_writing()
-            body = await stream.read()
-            return Answer(await stream.code(), body=b"" if body is grpc.aio.EOF else body)
+            body = b""
+            # One that was refused before it was written to takes no more, and says why below.
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await stream.write(data)
+                await stream.done_writing()
+                found_body = await stream.read()
+                body = b"" if found_body is grpc.aio.EOF else found_body
+            return Answer(await stream.code(), body=body)
         answer = await raw.unary_unary(f"/{method}")(
             data, metadata=metadata, timeout=timeout, **options
         )
