@@ -74,8 +74,10 @@ async def asked(channel: grpc.aio.Channel, method: str, values: dict[str, Any]) 
 
 
 async def test_wants_what_is_anothers_by_any_method(
-    mesh: Mesh, as_mallory: grpc.aio.Channel, victim: Shop
+    mesh: Mesh, as_mallory: grpc.aio.Channel
 ) -> None:
+    # Whom nobody else attacks: what is his must be as it was.
+    victim = await shop_of(mesh)
     before = await available(mesh, victim.merchant_id)
     taken = {}
     for method in served():
