@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # protoc's, because google/api comes from a Python package and not from buf's registry.
 DESCRIPTORS := gen/cellpay/descriptors.binpb
 
-.PHONY: default demo test quick lint types layers protos openapi reference up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench sign-bench risk-bench risk-features-bench risk-model risk-model-bench flink flink-test terraform drills clean install
+.PHONY: default demo test quick lint types layers protos openapi reference up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench sign-bench risk-bench risk-features-bench risk-model risk-model-bench flink flink-test terraform drills audit sbom clean install
 
 default: lint types layers quick
 
@@ -130,5 +130,20 @@ terraform: $(TERRAFORM_STAMP)  ## the provider, installed locally: export TF_CLI
 drills: $(STAMP) terraform  ## every drill of terraform/drills on a mesh of its own → drills-reports/
 	@$(BIN)/python terraform/run_drills.py
 
+# Apart, so that what is looked at holds nothing of what looks.
+AUDIT := .venv-audit
+AUDIT_STAMP := $(AUDIT)/.installed
+
+$(AUDIT_STAMP):
+	@test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	@touch $@
+
+audit: $(STAMP) $(AUDIT_STAMP)  ## known vulnerabilities of what is installed; asks an advisory service, and fails where none answers
+	@$(AUDIT)/bin/pip-audit --strict --skip-editable --progress-spinner off --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+sbom: $(STAMP) $(AUDIT_STAMP)  ## what is installed, as CycloneDX → sbom.cdx.json
+	@$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-format JSON --output-file sbom.cdx.json
+
 clean:
-	rm -rf $(VENV) .venv-terraform protos/gen .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-terraform .venv-audit protos/gen .mypy_cache .ruff_cache .hypothesis

@@ -32,18 +32,6 @@ from router.client import Mesh
 from router.guard import SlotsHere
 from router.policies.model import Feature, Mode
 
-SERVICES = (
-    "cellpay.charges.v1.ChargesService",
-    "cellpay.payouts.v1.PayoutsService",
-    "cellpay.channels.v1.ReportsService",
-    "cellpay.channels.v1.AdjustmentsService",
-)
-# Cells pass on what their channels hear; a gateway takes callbacks; operators and reconciliation
-# say what they found out.
-CALLERS = {
-    "cellpay.channels.v1.ReportsService": ("cell", "gateway", "operator", "reconciler"),
-    "cellpay.channels.v1.AdjustmentsService": ("cell", "operator", "reconciler"),
-}
 # Reports of callbacks that are on their way to their homes at once.
 _TELLING_MAX = 8
 

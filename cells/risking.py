@@ -30,9 +30,6 @@ from router.guard import SlotsHere
 from router.policies.model import Dependency, Feature, Mode
 from router.risk.features import FeatureSet
 
-SERVICES = ("cellpay.risk.v1.RiskService", "cellpay.risk.v1.ReviewsService")
-# A controller has authorised the operator, and recorded what he decided.
-CALLERS = {"cellpay.risk.v1.ReviewsService": ("controller",)}
 # What a process that ends has decided is told for so long.
 _DRAIN_S = 1.0
 

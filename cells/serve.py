@@ -32,8 +32,6 @@ from grpc_health.v1 import health, health_pb2
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cells.accounts.service import AccountsService
-from cells.banking import CALLERS as BANKING_CALLERS
-from cells.banking import SERVICES as BANKING_SERVICES
 from cells.banking import Banking
 from cells.bulk import Bulk
 from cells.cell_service import CellService
@@ -56,8 +54,6 @@ from cells.reading import ReadEngine
 from cells.replica import Replica
 from cells.risk.knowledge import Knowing
 from cells.risk.screening import Screening
-from cells.risking import CALLERS as RISK_CALLERS
-from cells.risking import SERVICES as RISK_SERVICES
 from cells.risking import Risking
 from cells.settings import CellSettings, read_settings
 from cells.settlement.worker import Settlement
@@ -71,6 +67,7 @@ from cells.vault.service import InstrumentsService
 from cells.vault.store import Vault
 from cells.vault.worker import Rotation
 from cells.workers import EXIT_MONEY_BROKEN, WorkerBroken, Workers, until_parent_gone
+from router.access import METHODS, SERVICES
 from router.admission.gate import Admission
 from router.client import CallPolicy, Mesh, connect
 from router.guard import GuardedServer, SlotsHere
@@ -78,7 +75,7 @@ from router.logs import configure_logs
 from router.metrics import Calls
 from router.policies.model import Dependency, Feature, Mode
 from router.signing.gate import SignatureGate
-from router.standard import add_standard_services
+from router.standard import add_standard_services, server_options
 from router.store.etcd import connect_etcd
 from router.store.model import Store
 from router.tally import Tally
@@ -89,35 +86,8 @@ _OPTIONS: list[tuple[str, Any]] = [
     # A grpc.aio server accepts one call in a turn of the event loop, however many wait. Several
     # servers on one port accept as many, so that groups can grow (docs/performance.md).
     ("grpc.so_reuseport", 1),
-    ("grpc.max_receive_message_length", 1024 * 1024),
-    ("grpc.max_metadata_size", 16 * 1024),
-    ("grpc.max_concurrent_streams", 4096),
+    *server_options(),
 ]
-# Who may call what is not for everyone; the mesh's CA has signed every caller.
-_CALLERS = {
-    "cellpay.cell.v1.CellService": ("controller",),
-    "cellpay.keys.v1.AnswersService": ("edge",),
-    "cellpay.transfers.v1.ParticipantService": ("cell",),
-    "cellpay.transfers.v1.FundingService": ("cell",),
-    **BANKING_CALLERS,
-    **RISK_CALLERS,
-}
-_SERVICES = [
-    f"cellpay.{name}"
-    for name in (
-        "accounts.v1.AccountsService",
-        "orders.v1.OrdersService",
-        "payments.v1.PaymentsService",
-        "transfers.v1.TransfersService",
-        "transfers.v1.ParticipantService",
-        "transfers.v1.FundingService",
-        "notifications.v1.NotificationsService",
-        "vault.v1.InstrumentsService",
-        "keys.v1.KeysService",
-        "keys.v1.AnswersService",
-        "cell.v1.CellService",
-    )
-] + [*BANKING_SERVICES, *RISK_SERVICES]
 # Their failures are the cell's own; a transfer's may be the other cell's.
 _TALLIED = (
     "cellpay.accounts.v1.AccountsService",
@@ -465,7 +435,7 @@ def _server(
     guarded = GuardedServer(
         server,
         guarding.here,
-        _CALLERS,
+        METHODS,
         admission=guarding.admission,
         tallies=dict.fromkeys(_TALLIED, guarding.tally),
         calls=guarding.calls,
@@ -473,7 +443,7 @@ def _server(
     )
     for add, service in services:
         add(service, guarded)
-    add_standard_services(server, health_servicer, _SERVICES)
+    add_standard_services(server, health_servicer, SERVICES)
     return server
 
 

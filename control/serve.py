@@ -67,7 +67,7 @@ from router.logs import configure_logs
 from router.policies.follow import Follower, Reporter
 from router.probes import Probes
 from router.slotmap import SlotMap
-from router.standard import add_standard_services
+from router.standard import GenericOnly, add_standard_services, server_options
 from router.store.etcd import connect_etcd
 from router.store.model import (
     DECLARED_CELLS_PREFIX,
@@ -118,8 +118,8 @@ async def serve(settings: ControllerSettings) -> None:
             endpoints = {
                 cell: view.detours.get(cell, live.addresses) for cell, live in view.live.items()
             }
-            rules = traffic_of(policies.now)
-            xds.publish(Topology(view.slot_map, endpoints, settings.edge_listen, lua, rules))
+            edge = (settings.edge_listen, lua, traffic_of(policies.now), settings.edge_ranges)
+            xds.publish(Topology(view.slot_map, endpoints, *edge))
             kept.changed.set()
 
     kept = KeptSnapshots(settings.snapshot, xds)
@@ -218,12 +218,12 @@ async def _listen(
     servers = []
     for address in filter(None, (settings.listen, settings.shared_listen)):
         shared = int(address == settings.shared_listen)
-        server = grpc.aio.server(options=[("grpc.so_reuseport", shared)])
+        server = grpc.aio.server(options=[("grpc.so_reuseport", shared), *server_options()])
         guarded = GuardedServer(
             server, SlotsHere(settings.name), faults={StoreUnavailable: store_refusal}
         )
         register(GatedServer(guarded, gate))
-        xds.add_to_server(server)
+        xds.add_to_server(GenericOnly(server))
         add_standard_services(server, health_servicer, _SERVICES)
         server.add_secure_port(address, tls.server_credentials())
         servers.append(server)

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from router.documents import read_document
+from router.edge.hardening import NO_RANGES, Ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class ControllerSettings:
     dead_confirm_s: float = 0.25
     # host:port where kubelets ask (router/probes.py); empty: nowhere.
     probe_listen: str = ""
+    # From where the gRPC edge may be called.
+    edge_ranges: Ranges = NO_RANGES
     # The directory of the local mesh that this controller belongs to, where drills are carried out;
     # empty: none, and drills are refused.
     mesh: str = ""

@@ -24,12 +24,13 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
+from router.access import THROUGH_THE_EDGE, Access, Kind
 from router.admission.gate import Admission
 from router.errors import Refusal, Violation, abort, bad_request
 from router.home import SlotFinder, find_method, home_field, is_bulk, slot_finder
-from router.identity import caller_of
+from router.identity import EDGE, caller_of, principal_of
 from router.metrics import Calls
-from router.signing.call import RECEIVED
+from router.signing.call import RECEIVED, SIGNER
 from router.slotmap import SlotMap
 from router.slots import SLOT_COUNT, SlotRange
 from router.tally import Tally
@@ -223,14 +224,15 @@ class GuardedServer:
         self,
         server: grpc.aio.Server,
         here: SlotsHere,
-        callers: Mapping[str, Sequence[str]] | None = None,
+        access: Mapping[str, Access] | None = None,
         faults: Mapping[type[Exception], Callable[[Any], Refusal]] | None = None,
         admission: Admission | None = None,
         tallies: Mapping[str, Tally] | None = None,
         calls: Calls | None = None,
         signing: Signing | None = None,
     ) -> None:
-        """`callers`: full service name → the only kinds of caller (SPIFFE path) that may call.
+        """`access`: `package.Service/Method` → who may call; what it does not name is refused.
+        None: another gate decides (the control plane's).
 
         `faults`: exceptions of outside systems → what the caller hears of them. `admission`: the
         policies' limits, before the slot is looked at. `tallies`: full service name → where its
@@ -242,7 +244,7 @@ class GuardedServer:
         self._admission = admission
         self._server = server
         self._here = here
-        self._callers = dict(callers or {})
+        self._access = access
         self._faults = dict(faults or {})
         self._tallies = dict(tallies or {})
 
@@ -253,7 +255,7 @@ class GuardedServer:
         self, service_name: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
     ) -> None:
         guarded = {
-            name: self._wrap(service_name, name, cast(Any, handler))
+            name: self._wrap(service_name, name, cast(Any, handler), handlers)
             for name, handler in handlers.items()
         }
         # Not add_registered_method_handlers: grpc.aio (1.85) waits for each registered method by
@@ -269,7 +271,9 @@ class GuardedServer:
             return lambda request: False
         return lambda request: bool(here.newcomers) and finder(request) in here.newcomers
 
-    def _wrap(self, service: str, name: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    def _wrap(
+        self, service: str, name: str, handler: Any, siblings: Mapping[str, Any]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
         if handler.request_streaming != handler.response_streaming:
             raise TypeError(f"{service}/{name}: the guard knows no half streams")
         method = find_method(f"/{service}/{name}")
@@ -281,6 +285,9 @@ class GuardedServer:
             # Within the guard: what is parked while its slot moves does not count as slow.
             # Bulk has an outcome for each of its many, and counts them itself.
             behaviour = self._tallies[service].watch(behaviour, self._is_newcomer(finder))
+        access = _access_of(self._access, f"{service}/{name}")
+        if access is not None:
+            behaviour = _of_merchant(access, service, siblings, behaviour)
         if self._signing is not None:
             behaviour = _signed(self._signing, f"{service}/{name}", handler, finder, behaviour)
         if finder is not None and not bulk:
@@ -288,9 +295,7 @@ class GuardedServer:
         if self._admission is not None and method and not handler.request_streaming:
             name_in_full = f"{service}/{name}"
             behaviour = self._admission.wrap(name_in_full, method.input_type, behaviour, bulk=bulk)
-        behaviour = _answering(
-            f"{service}/{name}", self._callers.get(service), self._faults, behaviour, self._calls
-        )
+        behaviour = _answering(f"{service}/{name}", access, self._faults, behaviour, self._calls)
         make = (
             grpc.stream_stream_rpc_method_handler
             if handler.request_streaming
@@ -338,9 +343,87 @@ def _at_home(here: SlotsHere, finder: SlotFinder, field: str, behaviour: Behavio
     return guarded
 
 
+_NOBODY = Access(frozenset())
+
+
+def _access_of(table: Mapping[str, Access] | None, name: str) -> Access | None:
+    return None if table is None else table.get(name, _NOBODY)
+
+
+def _of_merchant(
+    access: Access, service: str, siblings: Mapping[str, Any], behaviour: Behaviour
+) -> Behaviour:
+    """A merchant's request goes on when it is of what is his. Asked once it is known who signed."""
+    own = access.own
+    look, ask = None, None
+    if own is not None and own.of:
+        look = siblings[own.of].unary_unary
+        ask = find_method(f"/{service}/{own.of}").input_type._concrete_class
+
+    async def owned(request: Any, context: Any) -> Any:
+        merchant = _merchant_of(context)
+        if not merchant:
+            return await behaviour(request, context)
+        if own is None:
+            raise _not_allowed(access, SIGNER.get())
+        named: str = getattr(request, own.field)
+        if own.by_service:
+            return await behaviour(request, context)
+        if look is None or ask is None:
+            if named != merchant:
+                raise _not_his(own.field)
+            return await behaviour(request, context)
+        try:
+            found = await look(ask(**{own.field: named}), context)
+        except Refusal as refusal:
+            if refusal.code == grpc.StatusCode.NOT_FOUND:
+                raise _not_there(own.field) from None
+            raise
+        if merchant not in [getattr(found, owner) for owner in own.owners]:
+            raise _not_there(own.field)
+        return await behaviour(request, context)
+
+    return owned
+
+
+def _merchant_of(context: Any) -> str:
+    """For which merchant the call is made: who signed it, or whose certificate it is. Empty: for
+    whomever a service names. Raises Refusal when the two are not the same."""
+    signer = SIGNER.get()
+    caller = principal_of(context)
+    if caller is None or caller.kind != Kind.MERCHANT:
+        return signer
+    if signer not in {"", caller.name}:
+        raise Refusal(
+            grpc.StatusCode.PERMISSION_DENIED,
+            "SIGNER_NOT_CALLER",
+            "the request is signed by another merchant than the certificate is of",
+        )
+    return caller.name
+
+
+def _not_his(field: str) -> Refusal:
+    return Refusal(
+        grpc.StatusCode.PERMISSION_DENIED,
+        "NOT_YOURS",
+        f"{field}: a merchant speaks for himself alone",
+        metadata={"field": field},
+    )
+
+
+def _not_there(field: str) -> Refusal:
+    """The same for what is another's and for what is not: an ID is not to be tried out."""
+    return Refusal(
+        grpc.StatusCode.NOT_FOUND,
+        "NOT_FOUND",
+        f"{field}: nothing of yours has this ID",
+        metadata={"field": field},
+    )
+
+
 def _answering(
     name: str,
-    callers: Sequence[str] | None,
+    access: Access | None,
     faults: Mapping[type[Exception], Callable[[Any], Refusal]],
     behaviour: Behaviour,
     calls: Calls,
@@ -352,8 +435,8 @@ def _answering(
         code = "OK"
         try:
             require_wellformed(request)
-            if callers is not None:
-                _authorise(context, callers)
+            if access is not None:
+                _authorise(context, access)
             return await behaviour(request, context)
         except Refusal as refusal:
             code = refusal.code.name
@@ -382,12 +465,24 @@ def _answering(
     return answer
 
 
-def _authorise(context: Any, callers: Sequence[str]) -> None:
+def _authorise(context: Any, access: Access) -> None:
     caller = caller_of(context)
-    if caller is None or caller.kind not in callers:
-        raise Refusal(
-            grpc.StatusCode.PERMISSION_DENIED,
-            "CALLER_NOT_ALLOWED",
-            f"only {' or '.join(callers)} may call this",
-            metadata={"caller": caller.spiffe_id if caller else ""},
-        )
+    kinds = access.kinds
+    if caller is not None and caller.kind == EDGE:
+        principal = principal_of(context)
+        if Kind.EDGE not in kinds:
+            caller, kinds = principal, kinds & THROUGH_THE_EDGE
+        elif principal is not None:
+            # It carries what somebody else asks for.
+            caller = principal
+    if caller is None or caller.kind not in kinds:
+        raise _not_allowed(access, caller.spiffe_id if caller else "")
+
+
+def _not_allowed(access: Access, caller: str) -> Refusal:
+    return Refusal(
+        grpc.StatusCode.PERMISSION_DENIED,
+        "CALLER_NOT_ALLOWED",
+        f"only {' or '.join(sorted(access.kinds)) or 'nobody'} may call this",
+        metadata={"caller": caller},
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 TRUST_DOMAIN = "cellpay.local"
@@ -27,6 +28,7 @@ def spiffe_id(kind: str, name: str) -> str:
     return f"spiffe://{TRUST_DOMAIN}/{kind}/{name}"
 
 
+@lru_cache(maxsize=4096)
 def parse_spiffe_id(text: str) -> Caller | None:
     scheme, _, rest = text.partition("://")
     parts = rest.split("/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from cellpay.accounts.v1 import accounts_pb2 as pb
@@ -33,6 +34,8 @@ from router.ids import Kind, Purpose, account_id, slot_of_id
 from router.minting import mint_now
 from router.slots import slot_of_user
 
+# As this method says them: no other digits, none that no 64 bits hold.
+_SEQUENCE = re.compile(r"[0-9]{1,18}")
 _KINDS = {
     pb.Account.KIND_PERSON: AccountKind.PERSON,
     pb.Account.KIND_MERCHANT: AccountKind.MERCHANT,
@@ -131,7 +134,7 @@ class AccountsService(accounts_pb2_grpc.AccountsServiceServicer):
         identifier = check.identifier("account_id", request.account_id, Kind.ACCOUNT)
         size = check.page_size(request.page_size)
         start = page_start(check, request.page_token, 1)
-        if start and not start[0].isdigit():
+        if start and not _SEQUENCE.fullmatch(start[0]):
             check.wrong("page_token", "is not a token that this method returned")
         check.done()
         account = await self._balance_account(identifier, staleness_of(context))

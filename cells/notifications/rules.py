@@ -30,7 +30,9 @@ SECRET_BYTES_MAX = 64
 # What of an error is kept for the merchant to read.
 ERROR_CHARACTERS_MAX = 256
 
-_NAT64 = IPv6Network("64:ff9b::/96")
+# Their last 32 bits are an IPv4 address: of NAT64, of translators (RFC 2765), and of RFC 4291's
+# "compatible" ones, which nothing routes and a strange stack might.
+_EMBEDDING = tuple(IPv6Network(text) for text in ("64:ff9b::/96", "::ffff:0:0:0/96", "::/96"))
 # Names that resolve inside some network, never in the public DNS (RFC 6761, RFC 6762, RFC 9476).
 _PRIVATE_SUFFIXES = (".localhost", ".local", ".internal", ".intranet", ".home.arpa", ".alt")
 
@@ -54,7 +56,7 @@ def _meant_by(address: IPv4Address | IPv6Address) -> list[IPv4Address | IPv6Addr
             meant.append(address.sixtofour)
         if address.teredo is not None:
             meant.extend(address.teredo)
-        if address in _NAT64:
+        if any(address in network for network in _EMBEDDING):
             meant.append(IPv4Address(int(address) & 0xFFFFFFFF))
     return meant
 

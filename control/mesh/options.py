@@ -36,6 +36,8 @@ class MeshOptions:
     # Parameters of PostgreSQL instead of a laptop's; what makes commits durable stays as it is.
     # Kept in the directory.
     postgres: Mapping[str, str] = field(default_factory=dict)
+    # From where the edges may not be called, as CIDR ranges.
+    edge_denied: tuple[str, ...] = ()
     # From the polite signal to SIGKILL, for each layer.
     grace_s: float = 10.0
 

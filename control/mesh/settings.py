@@ -23,6 +23,7 @@ from control.mesh.state import ControlPlane, MeshState, region_of, write_atomica
 from router.client.bootstrap import xds_bootstrap
 from router.client.tls import TlsFiles
 from router.edge.bootstrap import HttpEdge, edge_bootstrap
+from router.edge.hardening import Ranges
 from router.identity import spiffe_id
 
 # Names of certificates and settings; the first controller's is called by number too.
@@ -64,7 +65,12 @@ def write(state: MeshState, options: MeshOptions) -> None:
     edge = ca.issue(state.path / "tls", "edge", spiffe_id("edge", "edge"))
     # A mesh.json of before the HTTP edge has no port for it.
     http = (
-        HttpEdge(state.address("envoy.http"), state.address("envoy"), "edge")
+        HttpEdge(
+            state.address("envoy.http"),
+            state.address("envoy"),
+            "edge",
+            Ranges(deny=options.edge_denied),
+        )
         if "envoy.http" in state.ports
         else None
     )
@@ -160,6 +166,7 @@ def _controller(
         "cells": {cell: region_of(cell) for cell in state.cells},
         "automatic_failover": options.automatic_failover,
         "edge_listen": state.address("envoy"),
+        "edge_ranges": {"deny": options.edge_denied},
         "mesh": state.data,
     }
 

@@ -27,7 +27,7 @@ from control.xds.snapshot import Snapshot
 from control.xds.translate import NodeKind
 from router.client.tls import TlsFiles
 from router.logs import configure_logs
-from router.standard import add_standard_services
+from router.standard import GenericOnly, add_standard_services, server_options
 
 log = structlog.get_logger(__name__)
 
@@ -73,9 +73,9 @@ async def serve(settings: FallbackSettings) -> None:
     """Runs until SIGTERM."""
     xds = XdsServer()
     kept = Kept(xds, settings.snapshot)
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *server_options()])
     health_servicer = health.aio.HealthServicer()
-    xds.add_to_server(server)
+    xds.add_to_server(GenericOnly(server))
     add_standard_services(server, health_servicer, _SERVICES)
     server.add_secure_port(settings.listen, settings.tls.server_credentials())
     await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)

@@ -94,7 +94,7 @@ class XdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         self._numbers = itertools.count(1)
         self.nacks = 0
 
-    def add_to_server(self, server: grpc.aio.Server) -> None:
+    def add_to_server(self, server: Any) -> None:
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(self, server)
 
     def publish(self, topology: Topology) -> None:

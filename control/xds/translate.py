@@ -13,11 +13,12 @@ from enum import StrEnum
 from pathlib import Path
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
-from envoy.config.core.v3 import address_pb2, base_pb2, config_source_pb2, protocol_pb2
+from envoy.config.core.v3 import address_pb2, base_pb2, config_source_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from envoy.config.listener.v3 import api_listener_pb2, listener_components_pb2, listener_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2  # noqa: F401  (read by ParseDict)
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.http.upstream_codec.v3 import upstream_codec_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
@@ -27,6 +28,7 @@ from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tl
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.matcher.v3 import string_pb2
 from envoy.type.v3 import percent_pb2, range_pb2
+from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value, UInt64Value
 
@@ -43,6 +45,13 @@ from control.xds.traffic import (
 )
 from control.xds.traffic import duration as _duration
 from control.xds.traffic import pack as _any
+from router.edge.hardening import (
+    NO_RANGES,
+    Ranges,
+    access_filters,
+    chain_bounds,
+    manager_bounds,
+)
 from router.edge.resources import EDGE_CERTIFICATE, MESH_CA
 from router.identity import spiffe_id
 from router.slotmap import SlotMap
@@ -61,6 +70,8 @@ _REDIRECT = 307
 # Envoy's default of 3 retries at a time fails the fourth caller of a cell that moves.
 _EDGE_RETRIES_AT_A_TIME_MIN = 256
 _EDGE_RETRY_BUDGET_PERCENT = 25
+_EDGE_BUFFER_BYTES = 1024 * 1024
+_EDGE_STREAM_MS = 60_000
 _CONNECT_TIMEOUT_MS = 1000
 _RING_SIZE_MIN = 256
 
@@ -79,6 +90,7 @@ class Topology:
     edge_listen: str = "127.0.0.1:0"
     edge_lua: str = ""
     traffic: TrafficRules = NO_RULES
+    edge_ranges: Ranges = NO_RANGES
 
 
 @dataclass(frozen=True)
@@ -148,12 +160,14 @@ def _edge_listener(name: str, topology: Topology) -> listener_pb2.Listener:
     host, _, port = topology.edge_listen.rpartition(":")
     # Lua first: it names the slot, and with it the route whose policies the others carry out.
     policing = filters(topology.traffic, edge=True)
-    manager = _manager(name, [_lua(topology.edge_lua), *policing])
+    guarding = [
+        ParseDict(item, hcm_pb2.HttpFilter())
+        for item in access_filters(topology.edge_ranges, internal=True)
+    ]
+    manager = _manager(name, [*guarding, _lua(topology.edge_lua), *policing])
     manager.codec_type = hcm_pb2.HttpConnectionManager.AUTO
-    manager.http2_protocol_options.CopyFrom(
-        protocol_pb2.Http2ProtocolOptions(max_concurrent_streams=UInt32Value(value=1024))
-    )
-    manager.stream_idle_timeout.CopyFrom(_duration(300_000))
+    # Appended, for the HTTP edge is one of its clients; router/identity.py reads from the right.
+    ParseDict(manager_bounds(escaped_slashes="REJECT_REQUEST", forward="APPEND_FORWARD"), manager)
     downstream = tls_pb2.DownstreamTlsContext(
         common_tls_context=_edge_tls(), require_client_certificate=BoolValue(value=True)
     )
@@ -167,8 +181,13 @@ def _edge_listener(name: str, topology: Topology) -> listener_pb2.Listener:
             name="envoy.transport_sockets.tls", typed_config=_any(downstream)
         ),
     )
+    ParseDict(chain_bounds(), chain)
     return listener_pb2.Listener(
-        name=name, address=_address(host, int(port)), filter_chains=[chain]
+        name=name,
+        address=_address(host, int(port)),
+        filter_chains=[chain],
+        # Not the guide's 32 KiB: a call that is sent on to a new home is kept whole until then.
+        per_connection_buffer_limit_bytes=UInt32Value(value=_EDGE_BUFFER_BYTES),
     )
 
 
@@ -248,13 +267,14 @@ def _routes(name: str, topology: Topology, kind: NodeKind) -> route_pb2.RouteCon
 
 
 def _action(cell: str, kind: NodeKind) -> route_components_pb2.RouteAction:
-    """No timeout of the route's own: the caller's deadline rules."""
+    """No timeout of the route's own: the caller's deadline rules; at the edge within a bound."""
     action = route_components_pb2.RouteAction(cluster=cluster_name(cell), timeout=_duration(0))
     # A slot's requests go to the same process of its cell, whose lane then meets no other (A42).
     action.hash_policy.add().header.header_name = SLOT_HEADER
     if kind == NodeKind.EDGE:
-        # Zero: the caller's `grpc-timeout`, whatever its length.
-        action.max_stream_duration.grpc_timeout_header_max.CopyFrom(_duration(0))
+        # Who sends no deadline, or one of days, and no message holds a place at a cell so long.
+        action.max_stream_duration.max_stream_duration.CopyFrom(_duration(_EDGE_STREAM_MS))
+        action.max_stream_duration.grpc_timeout_header_max.CopyFrom(_duration(_EDGE_STREAM_MS))
         action.retry_policy.CopyFrom(_edge_retries())
         action.internal_redirect_policy.CopyFrom(
             route_components_pb2.InternalRedirectPolicy(

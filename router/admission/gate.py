@@ -25,7 +25,7 @@ from router.admission.rules import (
     share_of,
 )
 from router.errors import Refusal, rate_limited
-from router.identity import caller_of
+from router.identity import principal_of
 from router.policies.model import Concurrency, Criticality, RateBy
 from router.slots import USER_HEADER
 
@@ -197,7 +197,7 @@ def _whose(by: RateBy, name: str, method: _Method, request: Any, context: Any) -
         case RateBy.API:
             return name
         case RateBy.CALLER:
-            caller = caller_of(context)
+            caller = principal_of(context)
             return caller.spiffe_id if caller else ""
         case RateBy.MERCHANT | RateBy.USER:
             field = method.finders[by]

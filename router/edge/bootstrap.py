@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from router.client.tls import TlsFiles
+from router.edge.hardening import Ranges, overload_manager, runtime
 from router.edge.http import edge_cluster, http_listener
 from router.edge.resources import EDGE_CERTIFICATE, MESH_CA, address_of, type_of
 
@@ -29,6 +30,8 @@ class HttpEdge:
     edge_listen: str
     # Of Envoy's certificate.
     name: str
+    # Of the gRPC edge the controllers' settings say it (control/settings.py).
+    ranges: Ranges = field(default_factory=Ranges)
 
 
 def edge_bootstrap(
@@ -49,10 +52,12 @@ def edge_bootstrap(
     listeners = []
     if http is not None:
         clusters.append(edge_cluster(http.edge_listen, http.name))
-        listeners.append(http_listener(http.listen))
+        listeners.append(http_listener(http.listen, http.ranges))
     return {
         "node": {"id": node_id, "cluster": "edge", "metadata": {"kind": "edge"}},
         "admin": {"address": address_of(admin_address)},
+        "overload_manager": overload_manager(),
+        "layered_runtime": runtime(),
         "dynamic_resources": {
             "ads_config": {
                 "api_type": "GRPC",

@@ -17,6 +17,13 @@ from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 
 import router.edge
+from router.edge.hardening import (
+    NO_RANGES,
+    Ranges,
+    access_filters,
+    chain_bounds,
+    manager_bounds,
+)
 from router.edge.resources import (
     EDGE_CERTIFICATE,
     MESH_CA,
@@ -26,13 +33,9 @@ from router.edge.resources import (
 from router.identity import spiffe_id
 
 CLUSTER = "edge"
-_HEADERS_KB_MAX = 16
 _BODY_BYTES_MAX = 64 * 1024
-_STREAMS_MAX = 100
 _TIMEOUT = "15s"
-_HEADERS_TIMEOUT = "5s"
 _IDLE_TIMEOUT = "60s"
-_CONNECTION_AGE = "600s"
 
 
 def descriptors() -> Path:
@@ -51,33 +54,20 @@ def transcoded_services() -> list[str]:
     )
 
 
-def http_listener(listen: str) -> dict[str, Any]:
+def http_listener(listen: str, ranges: Ranges = NO_RANGES) -> dict[str, Any]:
     """The listener's document."""
     lua = "\n".join(_lua(name) for name in ("digest.lua", "http.lua"))
     manager = {
         "@type": type_of("filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": "http",
         "codec_type": "AUTO",
-        "use_remote_address": True,
-        "normalize_path": True,
-        "merge_slashes": True,
-        "common_http_protocol_options": {
-            "headers_with_underscores_action": "REJECT_REQUEST",
-            "idle_timeout": _IDLE_TIMEOUT,
-            "max_connection_duration": _CONNECTION_AGE,
-            "max_headers_count": 64,
-        },
-        "http2_protocol_options": {
-            "max_concurrent_streams": _STREAMS_MAX,
-            "initial_stream_window_size": 65_536,
-            "initial_connection_window_size": 1_048_576,
-        },
-        "max_request_headers_kb": _HEADERS_KB_MAX,
-        "request_headers_timeout": _HEADERS_TIMEOUT,
+        # A user ID may hold a slash, which travels escaped; http.lua and the transcoder agree.
+        **manager_bounds(escaped_slashes="KEEP_UNCHANGED", forward="SANITIZE_SET"),
         "request_timeout": _TIMEOUT,
         "stream_idle_timeout": _IDLE_TIMEOUT,
         "route_config": _routes(),
         "http_filters": [
+            *access_filters(ranges, internal=False),
             _filter("buffer", "buffer.v3.Buffer", max_request_bytes=_BODY_BYTES_MAX),
             _filter("lua", "lua.v3.Lua", default_source_code={"inline_string": lua}),
             _filter(
@@ -94,6 +84,7 @@ def http_listener(listen: str) -> dict[str, Any]:
         "per_connection_buffer_limit_bytes": 2 * _BODY_BYTES_MAX,
         "filter_chains": [
             {
+                **chain_bounds(),
                 "filters": [
                     {
                         "name": "envoy.filters.network.http_connection_manager",
@@ -128,6 +119,7 @@ def edge_cluster(edge_listen: str, name: str) -> dict[str, Any]:
         "name": CLUSTER,
         "type": "STATIC",
         "connect_timeout": "1s",
+        "per_connection_buffer_limit_bytes": 2 * _BODY_BYTES_MAX,
         "load_assignment": {
             "cluster_name": CLUSTER,
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address_of(edge_listen)}}]}],

@@ -34,6 +34,15 @@ local function valid(text)
   return slot ~= nil and slot < SLOTS
 end
 
+-- What a client may not tell Envoy: how long to wait, how often to try, what to count it as.
+local ENVOYS_OWN = {
+  "x-envoy-upstream-rq-timeout-ms", "x-envoy-upstream-rq-per-try-timeout-ms",
+  "x-envoy-upstream-rq-timeout-alt-response", "x-envoy-upstream-stream-duration-ms",
+  "x-envoy-max-retries", "x-envoy-retry-on", "x-envoy-retry-grpc-on",
+  "x-envoy-retriable-status-codes", "x-envoy-retriable-header-names",
+  "x-envoy-hedge-on-per-try-timeout", "x-envoy-upstream-alt-stat-name",
+}
+
 local EDGES = "spiffe://cellpay.local/edge/"
 local ANSWERS = "/cellpay.keys.v1.AnswersService/"
 local TOLD = {"method", "target", "host", "type", "user", "digest"}
@@ -79,6 +88,9 @@ end
 
 function envoy_on_request(handle)
   local headers = handle:headers()
+  for _, name in ipairs(ENVOYS_OWN) do
+    headers:remove(name)
+  end
   if not from_edge(handle) then
     if headers:get(":path"):sub(1, #ANSWERS) == ANSWERS then
       handle:respond({

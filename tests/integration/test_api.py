@@ -420,6 +420,8 @@ async def test_every_server_answers_health_reflection_and_channelz(
         listed = (await call.read()).list_services_response.service
         call.cancel()
         assert any(service.name.startswith("cellpay.") for service in listed)
+    credentials = session.tls("operator").channel_credentials()
+    async with grpc.aio.secure_channel(session.state.address(name), credentials) as channel:
         zpages: Any = channelz_pb2_grpc.ChannelzStub(channel)
         servers = await zpages.GetServers(channelz_pb2.GetServersRequest(), timeout=5)
         assert len(servers.server) >= 1

@@ -89,9 +89,8 @@ def test_a_read_mask_keeps_what_it_names_and_refuses_what_does_not_exist() -> No
 
 @given(
     st.lists(
-        st.text(
-            alphabet=st.characters(exclude_characters="\x1f", exclude_categories=["Cs"]), min_size=1
-        ),
+        # What a page starts at: IDs, numbers, times.
+        st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1),
         min_size=1,
         max_size=3,
     )
@@ -102,7 +101,7 @@ def test_page_tokens_round_trip(values: list[str]) -> None:
     assert check.violations == []
 
 
-@pytest.mark.parametrize("token", ["!", "é", "AAAA====", "_w"])
+@pytest.mark.parametrize("token", ["!", "é", "AAAA====", "_w", "AB9i"])
 def test_a_foreign_page_token_is_refused(token: str) -> None:
     check = Checker()
     page_start(check, token, 2)

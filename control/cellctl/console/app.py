@@ -43,6 +43,8 @@ from router.errors import details_of
 log = structlog.get_logger(__name__)
 
 COOKIE = "cellpay_console"
+WAY_COOKIE = "cellpay_console_way"
+_WAY_S = 600
 TOKEN_HEADER = "x-console-token"
 _STATIC = Path(__file__).parent / "static"
 _SESSION_S = 8 * 3600.0
@@ -121,10 +123,12 @@ class Visitors:
         if right:
             self._tries.pop(name, None)
             return
-        if len(self._tries) >= _SESSIONS_MAX:
-            self._tries.clear()
+        if name not in self._tries and len(self._tries) >= _SESSIONS_MAX:
+            # The oldest, and not all: else a thousand names would let one be guessed at again.
+            del self._tries[next(iter(self._tries))]
         tries, last = self._tries.get(name, (0, 0.0))
         fresh = self.clock() - last > _TRIES_WAIT_S
+        self._tries.pop(name, None)
         self._tries[name] = (1 if fresh else tries + 1, self.clock())
 
 
@@ -172,7 +176,9 @@ class Console:
 
     async def _around(self, request: Request, call: RequestResponseEndpoint) -> Response:
         length = request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > _BODY_MAX:
+        # A body in chunks says no length: forms are read whole, from whoever comes.
+        chunked = "transfer-encoding" in request.headers
+        if chunked or not length.isdigit() or int(length) > _BODY_MAX:
             return _refused(413, "TOO_LARGE", f"at most {_BODY_MAX} bytes")
         response = await call(request)
         for name, value in _HEADERS.items():
@@ -200,12 +206,14 @@ class Console:
         name, password = str(form.get("name", "")), str(form.get("password", ""))
         if not self.visitors.may_try(name):
             return _refused(429, "TOO_MANY_TRIES", "wait a minute")
+        # Wrong until it is known to be right: guesses that come at once are counted too.
+        self.visitors.tried(name, right=False)
         accounts = await asyncio.to_thread(read_accounts, self._data)
         account = await asyncio.to_thread(check_password, accounts, name, password)
-        self.visitors.tried(name, right=account is not None)
         if account is None:
             log.warning("a sign-in failed", name=name[:64])
             return _refused(401, "WRONG", "there is no such account, or its password is another")
+        self.visitors.tried(name, right=True)
         return self._entered(JSONResponse({"name": name}), name, account.identity)
 
     def _entered(self, response: Response, name: str, identity: str) -> Response:
@@ -240,10 +248,24 @@ class Console:
         except OidcFault as fault:
             return _refused(502, "OIDC", str(fault))
         self._ways[state] = kept
-        return RedirectResponse(url, 303)
+        response = RedirectResponse(url, 303)
+        # Whose browser began it: a link with somebody else's code signs nobody in as him.
+        response.set_cookie(
+            WAY_COOKIE,
+            state,
+            max_age=_WAY_S,
+            httponly=True,
+            secure=self._secure,
+            samesite="lax",
+            path="/oidc",
+        )
+        return response
 
     async def oidc_end(self, request: Request) -> Response:
-        kept = self._ways.pop(request.query_params.get("state", ""), None)
+        state = request.query_params.get("state", "")
+        if not secrets.compare_digest(request.cookies.get(WAY_COOKIE, "").encode(), state.encode()):
+            return _refused(400, "OIDC", "this sign-in was not begun here")
+        kept = self._ways.pop(state, None)
         if self._provider is None or kept is None:
             return _refused(400, "OIDC", "this sign-in was not begun here")
         try:
