@@ -164,17 +164,9 @@ async def serve(settings: CellSettings, role: Role) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 _run_in(
-                    group,
-                    lanes,
-                    branches,
-                    read_engine,
-                    policing,
-                    choosing,
-                    banking,
-                    risking,
-                    signing,
-                    role,
-                )
+                    group, lanes, branches, read_engine, policing, choosing, banking, risking,
+                    signing, role,
+                )  # fmt: skip
                 group.create_task(membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
                 group.create_task(Reporter(store, settings, guarding.tally).run())

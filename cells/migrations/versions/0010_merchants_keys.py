@@ -3,7 +3,7 @@
 `endpoints.secret` stays, for cells of before: a sealed row holds nothing there.
 
 Revision ID: 0010
-Revises: 0008
+Revises: 0009
 """
 
 from __future__ import annotations
