@@ -65,6 +65,7 @@ class KeysService(keys_pb2_grpc.KeysServiceServicer):
         self._own = own
 
     async def RegisterKey(self, request: pb.RegisterKeyRequest, context: Any) -> pb.Key:
+        _require_signer(context)
         check = Checker()
         merchant_id = check.name("merchant_id", request.merchant_id)
         algorithm = _algorithm(check, request.algorithm)
@@ -76,7 +77,6 @@ class KeysService(keys_pb2_grpc.KeysServiceServicer):
         if algorithm is not None:
             _check_proof(check, algorithm, request)
         check.done()
-        _require_signer(context)
         assert algorithm is not None
         slot = slot_of_user(merchant_id)
         public = base64.b64encode(request.public_key).decode("ascii")
@@ -117,6 +117,7 @@ class KeysService(keys_pb2_grpc.KeysServiceServicer):
         return [MerchantKey(*row) for row in await fetch(self._engine, statement)]
 
     async def ExpireKey(self, request: pb.ExpireKeyRequest, context: Any) -> pb.Key:
+        _require_signer(context)
         check = Checker()
         key_id = check.identifier("key_id", request.key_id, Kind.KEY)
         ends = _seconds(check, "expire_time", request, at_least=int(time.time()))
@@ -124,19 +125,18 @@ class KeysService(keys_pb2_grpc.KeysServiceServicer):
             check.wrong("expire_time", "must be set")
         idempotency = idempotency_of(check, "ExpireKey", request)
         check.done()
-        _require_signer(context)
         command = EndKey(
             slot_of_id(key_id), key_id, KeyEvent.EXPIRE, SIGNER.get(), "", ends, idempotency
         )
         return await self._submit(command, context)
 
     async def RevokeKey(self, request: pb.RevokeKeyRequest, context: Any) -> pb.Key:
+        _require_signer(context)
         check = Checker()
         key_id = check.identifier("key_id", request.key_id, Kind.KEY)
         reason = check.text("reason", request.reason)
         idempotency = idempotency_of(check, "RevokeKey", request)
         check.done()
-        _require_signer(context)
         command = EndKey(
             slot_of_id(key_id), key_id, KeyEvent.REVOKE, SIGNER.get(), reason, 0, idempotency
         )

@@ -94,6 +94,9 @@ async def test_wants_the_cells_conversation_through_the_edge(
     tls = issued(session, kind, "mallory")
     async with grpc.aio.secure_channel(session.edge_address, tls.channel_credentials()) as channel:
         for method in INTERNAL:
+            # An edge's own: the HTTP listener comes in this way.
+            if kind == "edge" and kind in METHODS[method].kinds:
+                continue
             answer = await asked(channel, method, things_of(victim))
             assert answer.code == DENIED, method
         if kind not in THROUGH_THE_EDGE:

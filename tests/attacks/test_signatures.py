@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes, hmac, serialization
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, rsa
 
 from router.signing.keys import BadKey, check_key, digest_of, verify
 from router.signing.model import Algorithm, Authentic, Key, Reason, Refused, SignedMessage
@@ -77,7 +77,7 @@ def test_wants_a_weak_key_to_be_registered() -> None:
         public_of(rsa.generate_private_key(65537, 1024)),
         public_of(ec.generate_private_key(ec.SECP256R1())),
         public_of(ec.generate_private_key(ec.SECP256K1())),
-        public_of(ed25519.Ed25519PrivateKey.generate()),
+        public_of(ed448.Ed448PrivateKey.generate()),
         public_of(dsa.generate_private_key(1024)),
         b"",
         b"\x30\x80" * 1000,

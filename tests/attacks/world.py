@@ -189,6 +189,9 @@ async def shop_of(mesh: Mesh) -> Shop:
                 ("payout", Kind.PAYOUT),
                 ("delivery", Kind.DELIVERY),
                 ("event", Kind.EVENT),
+                ("key", Kind.KEY),
+                ("challenge", Kind.CHALLENGE),
+                ("review", Kind.REVIEW),
             )
         },
     }

@@ -22,12 +22,14 @@ from cellpay.accounts.v1 import accounts_pb2
 from cellpay.control.v1 import policies_pb2
 from cellpay.keys.v1 import answers_pb2, answers_pb2_grpc
 from cellpay.keys.v1 import keys_pb2 as pb
+from cellpay.money.v1.money_pb2 import Money
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from control.cellctl.session import Session
 from control.mesh import launcher
 from router.client import Mesh
 from router.errors import details_of
+from router.ids import account_id
 from router.signing.keys import Signer, digest_of, is_signed
 from router.signing.model import Algorithm, SignedMessage
 from router.signing.rules import canonical_response, header, read_header
@@ -48,6 +50,8 @@ pytestmark = pytest.mark.mesh
 PATIENCE_S = 60.0
 EXAMPLES = Path(__file__).parents[2] / "examples" / "clients"
 _CODE = grpc.StatusCode
+# What a shop has to withdraw from.
+FUNDS = 10_000
 
 
 async def eventually(what: Callable[[], Awaitable[Any]]) -> Any:
@@ -74,6 +78,11 @@ async def shop(mesh: Mesh) -> str:
             user_id=shop, currency="USD", kind=kind, idempotency_key="open"
         )
     )
+    await mesh.accounts.Deposit(
+        accounts_pb2.DepositRequest(
+            user_id=shop, amount=Money(currency="USD", minor_units=FUNDS), idempotency_key="funds"
+        )
+    )
     return shop
 
 
@@ -96,26 +105,28 @@ def balance_of(user_id: str) -> str:
     return f"/v1/users/{user_id}/balances/USD"
 
 
-def deposit(shop: str, amount: int = 100) -> tuple[str, str, dict[str, Any]]:
+def withdrawal(shop: str, amount: int = 100) -> tuple[str, str, dict[str, Any]]:
     money = {"currency": "USD", "minor_units": str(amount)}
     body = {"amount": money, "idempotency_key": uuid.uuid4().hex}
-    return "POST", f"/v1/users/{shop}/deposits", body
+    return "POST", f"/v1/users/{shop}/withdrawals", body
 
 
-async def balance(merchant: Merchant, signer: Signer, shop: str) -> int:
+async def taken(merchant: Merchant, signer: Signer, shop: str) -> int:
+    """What has been withdrawn."""
+
     async def ask() -> Got | None:
         got = await merchant.call(signer, "GET", balance_of(shop))
         return got if got.reason != "REPLAY_NOT_EXCLUDED" else None
 
     got: Got = await eventually(ask)
     assert got.status == 200, got.body
-    return int(got.body["available"]["minor_units"])
+    return FUNDS - int(got.body["available"]["minor_units"])
 
 
-async def funds(mesh: Mesh, shop: str) -> int:
+async def taken_inside(mesh: Mesh, shop: str) -> int:
     """As seen from inside, where nobody waits for a young memory of nonces."""
     request = accounts_pb2.GetBalanceRequest(user_id=shop, currency="USD")
-    return int((await mesh.accounts.GetBalance(request)).available.minor_units)
+    return FUNDS - int((await mesh.accounts.GetBalance(request)).available.minor_units)
 
 
 @pytest.mark.parametrize("algorithm", list(Algorithm))
@@ -123,7 +134,7 @@ async def test_a_signed_request_is_done_once_and_its_answer_is_signed(
     mesh: Mesh, merchant: Merchant, shop: str, algorithm: Algorithm
 ) -> None:
     signer = await key_of(mesh, merchant, shop, algorithm)
-    sent = merchant.sign(signer, *deposit(shop))
+    sent = merchant.sign(signer, *withdrawal(shop))
     got = await merchant.send(sent)
     assert got.status == 200, got.body
     assert await merchant.is_authentic(sent, got)
@@ -133,15 +144,15 @@ async def test_a_signed_request_is_done_once_and_its_answer_is_signed(
     assert await merchant.is_authentic(sent, again)
     assert not await merchant.is_authentic(replace(sent, nonce="x" * 20), got)
     assert not await merchant.is_authentic(sent, replace(got, raw=again.raw))
-    assert await balance(merchant, signer, shop) == 100
+    assert await taken(merchant, signer, shop) == 100
 
 
 async def test_what_was_changed_on_the_way_is_refused(
     mesh: Mesh, merchant: Merchant, shop: str
 ) -> None:
     signer = await key_of(mesh, merchant, shop)
-    method, target, body = deposit(shop)
-    other = f"/v1/users/{shop}x/deposits"
+    method, target, body = withdrawal(shop)
+    other = f"/v1/users/{shop}x/withdrawals"
     lies: list[dict[str, Any]] = [
         {"body": json.dumps(body).replace("100", "999").encode()},
         {"target": other},
@@ -168,14 +179,14 @@ async def test_what_was_changed_on_the_way_is_refused(
     assert got.reason == "SIGNATURE_WRONG"
     # What was refused has used up nothing: the honest one is taken.
     assert (await merchant.send(honest)).status == 200
-    assert await balance(merchant, signer, shop) == 100
+    assert await taken(merchant, signer, shop) == 100
 
 
 async def test_a_key_that_is_not_the_merchants_signs_nothing(
     mesh: Mesh, merchant: Merchant, shop: str
 ) -> None:
     signer = await key_of(mesh, merchant, shop)
-    call = deposit(shop)
+    call = withdrawal(shop)
     thief = new_signer(Algorithm.ED25519)
     thief.key_id = signer.key_id
     assert (await merchant.call(thief, *call)).reason == "SIGNATURE_WRONG"
@@ -205,6 +216,16 @@ async def test_a_merchant_speaks_for_itself_alone(
     path = f"/v1/keys/{victim.key_id}:revoke"
     got = await merchant.call(signer, "POST", path, {"idempotency_key": uuid.uuid4().hex})
     assert (got.status, got.reason) == (404, "MERCHANT_KEY_NOT_FOUND")
+    # The certificate is a service's, which may ask for anybody's: the signature narrows that.
+    account = account_id(f"{shop}-victim", "USD")
+    got = await merchant.call(signer, "GET", f"/v1/accounts/{account}")
+    assert (got.status, got.reason) == (404, "NOT_FOUND")
+    got = await merchant.call(signer, "GET", balance_of(f"{shop}-victim"))
+    assert (got.status, got.reason) == (403, "NOT_YOURS")
+    money = {"currency": "USD", "minor_units": "100"}
+    body = {"amount": money, "idempotency_key": uuid.uuid4().hex}
+    got = await merchant.call(signer, "POST", f"/v1/users/{shop}/deposits", body)
+    assert (got.status, got.reason) == (403, "CALLER_NOT_ALLOWED")
     assert await _is_known(merchant, victim, f"{shop}-victim")
 
 
@@ -244,22 +265,22 @@ async def test_keys_rotate_with_overlap_and_a_revoked_one_is_refused_everywhere(
     early = await key_of(mesh, merchant, shop, Algorithm.RSA_SHA256, start_time=later)
 
     async def not_yet() -> bool:
-        return (await merchant.call(early, *deposit(shop))).reason == "KEY_NOT_YET_VALID"
+        return (await merchant.call(early, *withdrawal(shop))).reason == "KEY_NOT_YET_VALID"
 
     await eventually(not_yet)
     new = await key_of(mesh, merchant, shop, Algorithm.RSA_PSS_SHA256)
     for signer in (old, new):
-        assert (await merchant.call(signer, *deposit(shop))).status == 200
+        assert (await merchant.call(signer, *withdrawal(shop))).status == 200
     # Whoever has the new key ends the old one; for a while it is still good.
     ends = {"expire_time": "2100-01-01T00:00:00Z", "idempotency_key": "e"}
     got = await merchant.call(new, "POST", f"/v1/keys/{old.key_id}:expire", ends)
     assert (got.status, got.body["expire_time"]) == (200, "2100-01-01T00:00:00Z")
-    assert (await merchant.call(old, *deposit(shop))).status == 200
+    assert (await merchant.call(old, *withdrawal(shop))).status == 200
     now = Timestamp(seconds=int(time.time()) + 2)
     await mesh.keys.ExpireKey(pb.ExpireKeyRequest(key_id=old.key_id, expire_time=now))
 
     async def expired() -> bool:
-        return (await merchant.call(old, *deposit(shop))).reason == "KEY_EXPIRED"
+        return (await merchant.call(old, *withdrawal(shop))).reason == "KEY_EXPIRED"
 
     await eventually(expired)
     revoke = {"reason": "stolen", "idempotency_key": "r"}
@@ -291,9 +312,9 @@ async def test_grpc_is_signed_as_well_and_its_answers_too(
     mesh: Mesh, edge: Mesh, merchant: Merchant, session: Session, shop: str
 ) -> None:
     signer = await key_of(mesh, merchant, shop)
-    request = accounts_pb2.DepositRequest(user_id=shop, idempotency_key=uuid.uuid4().hex)
+    request = accounts_pb2.WithdrawRequest(user_id=shop, idempotency_key=uuid.uuid4().hex)
     request.amount.currency, request.amount.minor_units = "USD", 70
-    path = "/cellpay.accounts.v1.AccountsService/Deposit"
+    path = "/cellpay.accounts.v1.AccountsService/Withdraw"
     message = SignedMessage(
         "POST", path, session.edge_address, "application/grpc", "", request.SerializeToString()
     )
@@ -305,7 +326,7 @@ async def test_grpc_is_signed_as_well_and_its_answers_too(
         session.edge_address, session.tls("client").channel_credentials()
     ) as channel:
         call: Any = channel.unary_unary(path)
-        tampered = accounts_pb2.DepositRequest.FromString(request.SerializeToString())
+        tampered = accounts_pb2.WithdrawRequest.FromString(request.SerializeToString())
         tampered.amount.minor_units = 71
         lie = (
             *metadata,
@@ -381,9 +402,9 @@ async def test_where_a_policy_asks_for_a_signature_none_is_refused_at_the_edge_a
     request = accounts_pb2.GetBalanceRequest(user_id=shop, currency="USD")
     await refused(edge.accounts.GetBalance(request), _CODE.UNAUTHENTICATED, "SIGNATURE_REQUIRED")
     signer = await key_of(mesh, merchant, shop)
-    assert await balance(merchant, signer, shop) == 0
+    assert await taken(merchant, signer, shop) == 0
     # Who is inside has a certificate of its own, and other merchants are not asked.
-    assert (await mesh.accounts.GetBalance(request)).available.minor_units == 0
+    assert (await mesh.accounts.GetBalance(request)).available.minor_units == FUNDS
     got = await merchant.send(Sent("GET", balance_of(f"{shop}-x"), {}, b"", ""))
     assert got.reason == "ACCOUNT_NOT_FOUND"
 
@@ -392,7 +413,7 @@ async def test_what_was_done_before_a_failover_is_not_done_again_at_the_new_home
     mesh: Mesh, merchant: Merchant, session: Session, shop: str
 ) -> None:
     signer = await key_of(mesh, merchant, shop)
-    sent = merchant.sign(signer, *deposit(shop))
+    sent = merchant.sign(signer, *withdrawal(shop))
     assert (await merchant.send(sent)).status == 200
     read = merchant.sign(signer, "GET", balance_of(shop))
     assert (await merchant.send(read)).status == 200
@@ -413,10 +434,10 @@ async def test_what_was_done_before_a_failover_is_not_done_again_at_the_new_home
                 (409, "REPLAY_NOT_EXCLUDED"), (401, "NONCE_REPLAYED")
             }  # fmt: skip
         # The honest merchant waits for nobody: what is new is done at once.
-        new = merchant.sign(signer, *deposit(shop, 11))
+        new = merchant.sign(signer, *withdrawal(shop, 11))
         assert (await merchant.send(new)).status == 200
         assert (await merchant.send(new)).reason == "NONCE_REPLAYED"
-        assert await funds(mesh, shop) == 111
+        assert await taken_inside(mesh, shop) == 111
     finally:
         back = await asyncio.to_thread(cellctl, session, "restore", home, "--reason", "back")
         assert back.returncode == 0, back.stderr
@@ -431,8 +452,8 @@ async def test_without_redis_a_request_is_done_and_its_copy_learns_nothing(
     slot_map = await session.slot_map()
     assert slot_map is not None
     redis = f"redis-{slot_map.at(slot_of_user(shop)).cell}"
-    sent = merchant.sign(signer, *deposit(shop))
-    before = merchant.sign(signer, *deposit(shop, 7))
+    sent = merchant.sign(signer, *withdrawal(shop))
+    before = merchant.sign(signer, *withdrawal(shop, 7))
     assert (await merchant.send(before)).status == 200
     await asyncio.to_thread(launcher.kill, session.data, redis)
     try:
@@ -446,7 +467,7 @@ async def test_without_redis_a_request_is_done_and_its_copy_learns_nothing(
     for overheard in (sent, before):
         got = await merchant.send(overheard)
         assert got.reason in {"REPLAY_NOT_EXCLUDED", "NONCE_REPLAYED"}
-    assert await funds(mesh, shop) == 107
+    assert await taken_inside(mesh, shop) == 107
 
 
 def _openssl(*arguments: str) -> None:
@@ -502,7 +523,7 @@ async def test_the_sample_clients_sign_what_we_take_and_know_our_answers(
             proof=base64.b64decode(proved["proof"]),
         )
     )  # fmt: skip
-    method, target, body = deposit(shop, 42)
+    method, target, body = withdrawal(shop, 42)
 
     async def done() -> Any:
         code, answer = await run(method, target, json.dumps(body), key_id=key.key_id)
