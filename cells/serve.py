@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import os
-import signal
 import sys
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,11 @@ from cells.cell_service import CellService
 from cells.choice.worker import Choosing
 from cells.database import make_engine
 from cells.degradation.load import LoadMeter
+from cells.elasticity.load import Meter, tell_load
+from cells.elasticity.warming import warm
+from cells.elasticity.worker import Elasticity
 from cells.health import Reporter
+from cells.leaving import Leaving, Signals
 from cells.ledger.book import MoneyBroken
 from cells.ledger.worker import Lanes
 from cells.membership import Membership
@@ -63,7 +66,7 @@ from cells.vault.numbers import read_bins
 from cells.vault.service import InstrumentsService
 from cells.vault.store import Vault
 from cells.vault.worker import Rotation
-from cells.workers import EXIT_MONEY_BROKEN, WorkerBroken, Workers, until_parent_gone
+from cells.workers import EXIT_MONEY_BROKEN, WorkerBroken, Workers, tell_line, until_parent_gone
 from router.admission.gate import Admission
 from router.client import CallPolicy, Mesh, connect
 from router.guard import GuardedServer, SlotsHere
@@ -142,6 +145,19 @@ class Guarding:
     calls: Calls
 
 
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """A cell's processes, as this one sees them: who they are, what they feel, how they end."""
+
+    membership: Membership
+    workers: Workers
+    leaving: Leaving
+    meter: Meter
+    telling: Telling
+    # To be awaited before the mesh hears of this process.
+    warming: Callable[[], Awaitable[int]]
+
+
 async def serve(settings: CellSettings, role: Role) -> None:
     """Runs until SIGTERM; raises when it must stop (a broken money invariant)."""
     here = SlotsHere(settings.cell)
@@ -177,29 +193,22 @@ async def serve(settings: CellSettings, role: Role) -> None:
         await _start(servers, health_servicer)
         # Slots that came here: what is in doubt there has lost its driver.
         gains: asyncio.Queue[frozenset[int]] = asyncio.Queue()
-        incarnation = role.incarnation or uuid.uuid4().hex
-        workers = Workers(role.settings, settings.workers - 1 if role.is_first else 0, incarnation)
-        membership = _membership(
-            settings, store, here, incarnation, lambda: [address, *workers.addresses], gains
-        )
-        telling = _telling(lanes, policing, read_engine, guarding, workers, role)
+        crew = _crew(settings, role, store, address, lanes, read_engine, policing, guarding, gains)
         try:
             async with asyncio.TaskGroup() as group:
                 _run_in(group, lanes, branches, read_engine, policing, choosing, banking, role)
-                group.create_task(membership.follow_map())
+                group.create_task(crew.membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
                 group.create_task(Reporter(store, settings, guarding.tally).run())
-                group.create_task(_until_terminated(servers, membership, workers, health_servicer))
+                group.create_task(_until_terminated(servers, crew.leaving, health_servicer, role))
                 if role.is_first:
-                    group.create_task(telling.probes.run(settings.probe_listen))
-                    group.create_task(membership.keep_lease())
-                    group.create_task(workers.run(membership.announce))
+                    _size_in(group, settings, crew, policing)
                     settling = (lanes, read_engine, here, coordinator, settings.settlement)
                     rotation = Rotation(lanes, here, vault, settings.vault, policing.keys)
                     _mend_in(group, gains, recovery, (Settlement(*settling), rotation))
                 else:
-                    _follow_in(group, membership, here)
-                    group.create_task(_live_with_the_first(settings, role, address, telling))
+                    _follow_in(group, crew.membership, here)
+                    group.create_task(_live_with_the_first(settings, role, address, here, crew))
         except* _Terminated:
             log.info("the cell stops")
         finally:
@@ -331,32 +340,72 @@ async def _start(servers: list[grpc.aio.Server], health_servicer: Any) -> None:
         await server.start()
 
 
-def _telling(
-    lanes: Lanes,
-    policing: Policing,
-    engine: ReadEngine,
-    guarding: Guarding,
-    workers: Workers,
+def _crew(
+    settings: CellSettings,
     role: Role,
-) -> Telling:
-    watched = CellMetrics(guarding.here, lanes, policing)
-    business = BusinessMetrics(engine.primary, guarding.here) if role.is_first else None
-    return Telling(watched, guarding.calls, business, lambda: workers.probes)
+    store: Store,
+    address: str,
+    lanes: Lanes,
+    engine: ReadEngine,
+    policing: Policing,
+    guarding: Guarding,
+    gains: asyncio.Queue[frozenset[int]],
+) -> Crew:
+    here, calls = guarding.here, guarding.calls
+    incarnation = role.incarnation or uuid.uuid4().hex
+    workers = Workers(role.settings, incarnation, settings.elasticity.leave_max_s)
+    membership = _membership(
+        settings, store, here, incarnation, lambda: [address, *workers.addresses], gains
+    )
+    watched = CellMetrics(here, lanes, policing, calls)
+    business = BusinessMetrics(engine.primary, here) if role.is_first else None
+    return Crew(
+        membership,
+        workers,
+        Leaving(settings, membership, here, workers, calls),
+        Meter(lanes, policing.admission),
+        Telling(watched, calls, business, lambda: workers.probes),
+        partial(warm, lanes, engine.primary, settings.elasticity.warm_merchants_max),
+    )
+
+
+async def _enter(crew: Crew) -> None:
+    """Into the mesh, once it is warm."""
+    await crew.warming()
+    await crew.membership.keep_lease()
+
+
+def _size_in(
+    group: asyncio.TaskGroup, settings: CellSettings, crew: Crew, policing: Policing
+) -> None:
+    """The cell itself, and as many further processes as its load asks for."""
+    sizes = settings.elasticity
+    elasticity = Elasticity(sizes, settings.workers, crew.meter, crew.workers, policing.forecasts)
+    group.create_task(crew.telling.probes.run(settings.probe_listen))
+    group.create_task(_enter(crew))
+    group.create_task(crew.workers.run(crew.membership.announce))
+    group.create_task(elasticity.run())
 
 
 async def _live_with_the_first(
-    settings: CellSettings, role: Role, address: str, telling: Telling
+    settings: CellSettings, role: Role, address: str, here: SlotsHere, crew: Crew
 ) -> None:
-    """Tells the cell's first process where this one listens and may be asked; ends with it."""
+    """Tells the cell's first process where this one listens and what it feels; ends with it."""
+    await crew.warming()
+    while not here.takes_work():
+        await asyncio.sleep(0.02)
+    # The pipe is never waited for.
+    os.set_blocking(role.tell, False)
     async with asyncio.TaskGroup() as group:
+        probes = crew.telling.probes
         if settings.probe_listen:
-            group.create_task(telling.probes.run("127.0.0.1:0"))
-            while not telling.probes.address:
+            group.create_task(probes.run("127.0.0.1:0"))
+            while not probes.address:
                 await asyncio.sleep(0.01)
-        with contextlib.suppress(BrokenPipeError):
-            os.write(role.tell, f"{address} {telling.probes.address}\n".encode())
-            os.close(role.tell)
-            await until_parent_gone()
+        tell_line(role.tell, f"{address} {probes.address}")
+        pace_s = settings.elasticity.look_interval_s
+        group.create_task(tell_load(crew.meter, role.tell, pace_s))
+        await until_parent_gone()
         raise _Terminated
 
 
@@ -431,21 +480,22 @@ class _Terminated(Exception):
 
 async def _until_terminated(
     servers: list[grpc.aio.Server],
-    membership: Membership,
-    workers: Workers,
+    leaving: Leaving,
     health_servicer: Any,
+    role: Role,
 ) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await stop.wait()
-    workers.stop()
+    signals = Signals()
+    await signals.asked()
+    if role.is_first:
+        await leaving.slots_away(signals)
+    elif signals.empty_first:
+        await leaving.emptied(signals)
+    leaving.stop_workers()
     await health_servicer.enter_graceful_shutdown()
     async with asyncio.TaskGroup() as group:
         for server in servers:
             group.create_task(server.stop(_GRACE_S))
-    await membership.leave()
+    await leaving.leave()
     raise _Terminated
 
 

@@ -133,6 +133,45 @@ class VaultSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LeavingSettings:
+    """What a cell does when it is told to end (SIGTERM)."""
+
+    # Its slots are moved away first, and for so long it waits for that; 0: it just ends, and a
+    # failover follows. A pod's terminationGracePeriodSeconds must be longer than both together.
+    grace_s: float = 0.0
+    # Then calls that are under way may end; a charge waits for its bank.
+    empty_max_s: float = 30.0
+    # Nobody has called for so long: clients have heard of the slots' new homes.
+    quiet_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ElasticitySettings:
+    """How many processes a cell has, by load. Targets are what it is sized for, not limits."""
+
+    # 0: as many as `workers` says, whatever the load.
+    workers_max: int = 0
+    workers_min: int = 1
+    # Of each process's processor: the rest is for what comes while another one starts.
+    cpu_percent: float = 60.0
+    # How long a command waits for its group, in the process where it waits longest.
+    queue_delay_ms: float = 20.0
+    look_interval_s: float = 1.0
+    # For how long, without a break, the load must ask for more …
+    raise_after_s: float = 2.0
+    # … and how long one process less must have been enough, by `relief` of every target.
+    lower_after_s: float = 300.0
+    relief: float = 0.7
+    # A process that leaves ends when nobody has called it for so long …
+    quiet_s: float = 2.0
+    # … and after this in any case: streams have no end of their own. A charge waits for its bank
+    # for up to `banking.wait_max_s`.
+    leave_max_s: float = 60.0
+    # Merchants that a process has read before the mesh hears of it.
+    warm_merchants_max: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
 class CellSettings:
     cell: str
     region: str
@@ -157,8 +196,11 @@ class CellSettings:
     probe_listen: str = ""
     relay_probe_listen: str = ""
     # Processes, each with its own listener and lane. The first is the cell itself; the others end
-    # with it. The mesh sends a slot always to the same one while they all live.
+    # with it. The mesh sends a slot always to the same one while they all live. With elasticity
+    # it is what the cell begins with.
     workers: int = 1
+    elasticity: ElasticitySettings = field(default_factory=ElasticitySettings)
+    leaving: LeavingSettings = field(default_factory=LeavingSettings)
     # gRPC servers on the one port: calls that are taken in a turn of the event loop.
     servers: int = 8
     lanes: LaneSettings = field(default_factory=LaneSettings)

@@ -305,6 +305,7 @@ def _answering(
     async def answer(request: Any, context: Any) -> Any:
         began = time.perf_counter()
         code = "OK"
+        calls.under_way += 1
         try:
             require_wellformed(request)
             if callers is not None:
@@ -332,6 +333,7 @@ def _answering(
                 ),
             )
         finally:
+            calls.under_way -= 1
             calls.note(name, code, time.perf_counter() - began)
 
     return answer

@@ -38,6 +38,7 @@ class PolicyKind(StrEnum):
     KEYS = "keys"
     CHANNELS = "channels"
     CHOICE = "choice"
+    FORECAST = "forecast"
 
 
 class RetryCode(StrEnum):
@@ -303,4 +304,29 @@ class Keys:
     rotate_before: AwareDatetime | None = None
 
 
-Document = Traffic | Breakers | Degradation | Limits | Keys | ChannelPolicy | ChoicePolicy
+@_DOCUMENT
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A time of more load than what was before it foretells: Double 11 begins within a second."""
+
+    begin: AwareDatetime
+    end: AwareDatetime
+    # Processes of each cell, no fewer than these, from `warm_s` before the beginning.
+    workers: Annotated[int, Field(ge=1, le=1024)]
+
+
+@_DOCUMENT
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What load will come when. Within a cell's `workers_max`, and by each machine's clock: one
+    that is a second wrong warms up a second late."""
+
+    times: Annotated[tuple[Expected, ...], Field(max_length=256)] = ()
+    cells: Cells = ()
+    # To start a process, to connect and to fill its caches takes some seconds.
+    warm_s: Annotated[float, Field(ge=0, le=86_400)] = 120.0
+
+
+Document = (
+    Traffic | Breakers | Degradation | Limits | Keys | ChannelPolicy | ChoicePolicy | Forecast
+)

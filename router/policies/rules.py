@@ -25,6 +25,7 @@ from router.policies.model import (
     Degradation,
     Document,
     Feature,
+    Forecast,
     Keys,
     Limits,
     Mode,
@@ -43,6 +44,7 @@ _TYPES: Mapping[PolicyKind, type[Document]] = {
     PolicyKind.KEYS: Keys,
     PolicyKind.CHANNELS: ChannelPolicy,
     PolicyKind.CHOICE: ChoicePolicy,
+    PolicyKind.FORECAST: Forecast,
 }
 _HARM = {Mode.ON: 0, Mode.DEFERRED: 1, Mode.OFF: 2}
 # The least important go first. What a higher class loses, a lower one has lost before.
@@ -68,7 +70,9 @@ MODES: Mapping[Feature, tuple[Mode, Mode, Mode]] = {
 # Money that is under way cannot be switched off, and an event must not be lost.
 _NEVER_OFF = frozenset({Feature.NOTIFICATION})
 
-D = TypeVar("D", Traffic, Breakers, Degradation, Limits, Keys, ChannelPolicy, ChoicePolicy)
+D = TypeVar(
+    "D", Traffic, Breakers, Degradation, Limits, Keys, ChannelPolicy, ChoicePolicy, Forecast
+)
 
 
 class InvalidPolicy(ValueError):
@@ -172,6 +176,8 @@ def _contradictions(document: Document) -> list[Violation]:
             return _of_channel(document)
         case ChoicePolicy():
             return _of_choice(document)
+        case Forecast():
+            return _of_forecast(document)
         case Breakers() | Keys():
             return []
 
@@ -307,6 +313,14 @@ def _of_choice(document: ChoicePolicy) -> list[Violation]:
         what = "is less than half_life_s"
         found.append(Violation("document.usual_half_life_s", what))
     return found
+
+
+def _of_forecast(document: Forecast) -> list[Violation]:
+    return [
+        Violation(f"document.times[{number}].end", "must be after begin")
+        for number, item in enumerate(document.times)
+        if item.end <= item.begin
+    ]
 
 
 def envelope(text: str, *, reason: str, actor: str, time_ms: int) -> str:
