@@ -39,6 +39,7 @@ from control.drills.watching import Keeper
 from control.fencing import DATABASE_FAULTS, Fence, make_fence_engine
 from control.health import Watchman
 from control.leader import Leadership
+from control.leaving import Usher
 from control.metrics import control_page
 from control.operations.cells import GrpcCellCalls
 from control.operations.model import Step
@@ -138,8 +139,9 @@ async def serve(settings: ControllerSettings) -> None:
     health_servicer = health.aio.HealthServicer()
     register = _services(store, view, xds, watchman, keeper, gate.access, cases)
     servers = await _listen(settings, tls, xds, gate, health_servicer, register)
+    usher = Usher(store, view, leadership, watchman.actor, settings.give_back_after_s)
     workers = (gate.access.follow(), view.follow(), leadership.run(), watchman.run(),
-               Doors(view).run(), kept.run())  # fmt: skip
+               Doors(view).run(), kept.run(), usher.run())  # fmt: skip
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(_until_terminated())

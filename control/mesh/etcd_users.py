@@ -15,7 +15,12 @@ from typing import Any
 from control.mesh.errors import StartFailure
 from control.mesh.state import MeshState
 from router.policies.model import REPORTS_PREFIX
-from router.store.model import CELL_HEALTH_PREFIX, CHANNEL_BREAKERS_PREFIX, LIVE_CELLS_PREFIX
+from router.store.model import (
+    CELL_HEALTH_PREFIX,
+    CHANNEL_BREAKERS_PREFIX,
+    LEAVING_CELLS_PREFIX,
+    LIVE_CELLS_PREFIX,
+)
 
 _ROOT_KEY = "/cellpay/"
 _WAIT_S = 20.0
@@ -28,6 +33,7 @@ def cell_keys(cell: str) -> tuple[tuple[str, bool], ...]:
     """What a cell writes: keys, and whether each is a prefix. Its relay's reports are its own."""
     return (
         (f"{LIVE_CELLS_PREFIX}{cell}", False),
+        (f"{LEAVING_CELLS_PREFIX}{cell}", False),
         (f"{CELL_HEALTH_PREFIX}{cell}/", True),
         (f"{REPORTS_PREFIX}{cell}-", True),
         (f"{CHANNEL_BREAKERS_PREFIX}{cell}/", True),

@@ -160,6 +160,8 @@ def _controller(
         "cells": {cell: region_of(cell) for cell in state.cells},
         "automatic_failover": options.automatic_failover,
         "edge_listen": state.address("envoy"),
+        # A laptop's user watches.
+        "give_back_after_s": 2.0,
         "mesh": state.data,
     }
 
