@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import urlencode
 
 from pydantic import TypeAdapter
 
 from cells.channels.model import ChannelSettings
 from router.client.tls import TlsFiles
-from router.documents import read_document
+from router.documents import BadSettings, read_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +180,17 @@ class CellSettings:
     database_url: str
     # host:port of each member, with commas between.
     etcd: str
+    # nats:// or tls://, and redis:// or rediss://; TLS checks the server's certificate and name.
     nats_url: str
     redis_url: str
     tls: TlsFiles
     xds_bootstrap: str
     # Shown to etcd, whose user is the certificate's common name; without, etcd has no TLS.
     etcd_tls: TlsFiles | None = None
+    # Shown to NATS and to Redis, whose CA it names; without, the system's CAs are believed and
+    # nothing is shown.
+    nats_tls: TlsFiles | None = None
+    redis_tls: TlsFiles | None = None
     # Shorter finds a death sooner; longer forgives a busy machine. etcd's own minimum is 2 s.
     lease_ttl_s: int = 3
     # True allows webhooks to private addresses and plain http: a laptop has no others.
@@ -216,4 +222,18 @@ class CellSettings:
 
 
 def read_settings(path: Path) -> CellSettings:
-    return TypeAdapter(CellSettings).validate_json(read_document(path))
+    """Raises BadSettings, ValidationError, OSError."""
+    settings = TypeAdapter(CellSettings).validate_json(read_document(path))
+    if settings.redis_tls is None:
+        return settings
+    # In the URL: whoever connects to Redis need not know of TLS.
+    return replace(settings, redis_url=with_tls(settings.redis_url, settings.redis_tls))
+
+
+def with_tls(redis_url: str, tls: TlsFiles) -> str:
+    """The URL with the files as redis-py reads them. Raises BadSettings."""
+    if not redis_url.startswith("rediss://"):
+        raise BadSettings("redis_tls: redis_url must begin with rediss://")
+    files = {"ssl_ca_certs": tls.ca, "ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
+    given = {**files, "ssl_cert_reqs": "required", "ssl_check_hostname": "true"}
+    return f"{redis_url}{'&' if '?' in redis_url else '?'}{urlencode(given)}"
