@@ -16,6 +16,7 @@ from collections.abc import Awaitable
 
 import structlog
 
+from cells.joining import Joining
 from cells.membership import Membership
 from cells.settings import CellSettings
 from cells.workers import EMPTY_SIGNAL, Workers
@@ -96,8 +97,10 @@ class Leaving:
         membership: Membership,
         here: SlotsHere,
         workers: Workers,
+        joining: Joining,
         calls: Calls,
     ) -> None:
+        self._joining = joining
         self._settings = settings.leaving
         self._elasticity = settings.elasticity
         self._membership = membership
@@ -118,6 +121,15 @@ class Leaving:
         """Of a further process, which the mesh has forgotten: returns when it may end."""
         limits = self._elasticity
         await signals.within(limits.leave_max_s, until_quiet(self._calls, limits.quiet_s))
+
+    async def parted(self, signals: Signals) -> None:
+        """Of a process that had joined: the mesh forgets it first, then it may end."""
+
+        async def part() -> None:
+            await self._joining.leave()
+            await until_quiet(self._calls, self._elasticity.quiet_s)
+
+        await signals.within(self._elasticity.leave_max_s, part())
 
     def stop_workers(self) -> None:
         self._workers.stop()

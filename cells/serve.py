@@ -8,12 +8,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import os
 import sys
-import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +34,21 @@ from cells.banking import Banking
 from cells.bulk import Bulk
 from cells.cell_service import CellService
 from cells.choice.worker import Choosing
+from cells.crew import (
+    Role,
+    Terminated,
+    crew_of,
+    join_in,
+    live_with_the_first,
+    size_in,
+    until_terminated,
+)
 from cells.database import make_engine
 from cells.degradation.load import LoadMeter
-from cells.elasticity.load import Meter, tell_load
-from cells.elasticity.warming import warm
-from cells.elasticity.worker import Elasticity
 from cells.health import Reporter
-from cells.leaving import Leaving, Signals
 from cells.ledger.book import MoneyBroken
 from cells.ledger.worker import Lanes
 from cells.membership import Membership
-from cells.metrics import BusinessMetrics, CellMetrics, Telling
 from cells.notifications.service import NotificationsService
 from cells.orders.service import OrdersService
 from cells.payments.refunding import Refunding
@@ -66,7 +67,7 @@ from cells.vault.numbers import read_bins
 from cells.vault.service import InstrumentsService
 from cells.vault.store import Vault
 from cells.vault.worker import Rotation
-from cells.workers import EXIT_MONEY_BROKEN, WorkerBroken, Workers, tell_line, until_parent_gone
+from cells.workers import EXIT_MONEY_BROKEN, WorkerBroken
 from router.admission.gate import Admission
 from router.client import CallPolicy, Mesh, connect
 from router.guard import GuardedServer, SlotsHere
@@ -115,24 +116,6 @@ _TALLIED = (
     "cellpay.orders.v1.OrdersService",
     "cellpay.payments.v1.PaymentsService",
 )
-_GRACE_S = 2.0
-
-
-@dataclass(frozen=True)
-class Role:
-    """Which of a cell's processes this is."""
-
-    settings: Path
-    # A worker's: of the cell that it belongs to, and where to tell its address.
-    incarnation: str = ""
-    tell: int = -1
-
-    @property
-    def is_first(self) -> bool:
-        return not self.incarnation
-
-    def name(self, cell: str) -> str:
-        return f"{cell}-1" if self.is_first else f"{cell}-worker-{os.getpid()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,19 +126,6 @@ class Guarding:
     admission: Admission
     tally: Tally
     calls: Calls
-
-
-@dataclass(frozen=True, slots=True)
-class Crew:
-    """A cell's processes, as this one sees them: who they are, what they feel, how they end."""
-
-    membership: Membership
-    workers: Workers
-    leaving: Leaving
-    meter: Meter
-    telling: Telling
-    # To be awaited before the mesh hears of this process.
-    warming: Callable[[], Awaitable[int]]
 
 
 async def serve(settings: CellSettings, role: Role) -> None:
@@ -188,28 +158,34 @@ async def serve(settings: CellSettings, role: Role) -> None:
             settings,
         )
         services += banking.services()
-        listen = settings.listen if role.is_first else _any_port(settings.listen)
+        listen = _any_port(settings.listen) if role.incarnation else settings.listen
         servers, address = _listen(settings, listen, guarding, health_servicer, services)
         await _start(servers, health_servicer)
         # Slots that came here: what is in doubt there has lost its driver.
         gains: asyncio.Queue[frozenset[int]] = asyncio.Queue()
-        crew = _crew(settings, role, store, address, lanes, read_engine, policing, guarding, gains)
+        listens = (guarding.calls, address, gains)
+        crew = crew_of(settings, role, store, here, lanes, read_engine, policing, *listens)
         try:
             async with asyncio.TaskGroup() as group:
-                _run_in(group, lanes, branches, read_engine, policing, choosing, banking, role)
+                runners = [
+                    crew.joining.guard(run) if role.joins else run for run in lanes.runners()
+                ]
+                _run_in(group, runners, branches, read_engine, policing, choosing, banking, role)
                 group.create_task(crew.membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
                 group.create_task(Reporter(store, settings, guarding.tally).run())
-                group.create_task(_until_terminated(servers, crew.leaving, health_servicer, role))
+                group.create_task(until_terminated(servers, crew.leaving, health_servicer, role))
                 if role.is_first:
-                    _size_in(group, settings, crew, policing)
+                    size_in(group, settings, crew, policing.forecasts)
                     settling = (lanes, read_engine, here, coordinator, settings.settlement)
                     rotation = Rotation(lanes, here, vault, settings.vault, policing.keys)
                     _mend_in(group, gains, recovery, (Settlement(*settling), rotation))
+                elif role.joins:
+                    join_in(group, settings, crew, here)
                 else:
                     _follow_in(group, crew.membership, here)
-                    group.create_task(_live_with_the_first(settings, role, address, here, crew))
-        except* _Terminated:
+                    group.create_task(live_with_the_first(settings, role, address, here, crew))
+        except* Terminated:
             log.info("the cell stops")
         finally:
             for server in servers:
@@ -221,7 +197,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
 
 def _run_in(
     group: asyncio.TaskGroup,
-    lanes: Lanes,
+    runners: Iterable[Callable[[], Coroutine[Any, Any, None]]],
     branches: BranchCalls,
     read_engine: ReadEngine,
     policing: Policing,
@@ -229,8 +205,8 @@ def _run_in(
     banking: Banking,
     role: Role,
 ) -> None:
-    """What every process of a cell does beside its calls."""
-    for runner in lanes.runners():
+    """What every process of a cell does beside its calls. `runners`: its lanes'."""
+    for runner in runners:
         group.create_task(runner())
     group.create_task(branches.run())
     group.create_task(policing.run())
@@ -314,99 +290,11 @@ def _listen(
     return servers, address
 
 
-def _membership(
-    settings: CellSettings,
-    store: Store,
-    here: SlotsHere,
-    incarnation: str,
-    addresses: Callable[[], list[str]],
-    gains: asyncio.Queue[frozenset[int]],
-) -> Membership:
-    return Membership(
-        store,
-        here,
-        region=settings.region,
-        addresses=addresses,
-        incarnation=incarnation,
-        lease_ttl_s=settings.lease_ttl_s,
-        on_gain=gains.put_nowait,
-    )
-
-
 async def _start(servers: list[grpc.aio.Server], health_servicer: Any) -> None:
     # By default it says SERVING from the start; `_announce` says when that is true.
     await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     for server in servers:
         await server.start()
-
-
-def _crew(
-    settings: CellSettings,
-    role: Role,
-    store: Store,
-    address: str,
-    lanes: Lanes,
-    engine: ReadEngine,
-    policing: Policing,
-    guarding: Guarding,
-    gains: asyncio.Queue[frozenset[int]],
-) -> Crew:
-    here, calls = guarding.here, guarding.calls
-    incarnation = role.incarnation or uuid.uuid4().hex
-    workers = Workers(role.settings, incarnation, settings.elasticity.leave_max_s)
-    membership = _membership(
-        settings, store, here, incarnation, lambda: [address, *workers.addresses], gains
-    )
-    watched = CellMetrics(here, lanes, policing, calls)
-    business = BusinessMetrics(engine.primary, here) if role.is_first else None
-    return Crew(
-        membership,
-        workers,
-        Leaving(settings, membership, here, workers, calls),
-        Meter(lanes, policing.admission),
-        Telling(watched, calls, business, lambda: workers.probes),
-        partial(warm, lanes, engine.primary, settings.elasticity.warm_merchants_max),
-    )
-
-
-async def _enter(crew: Crew) -> None:
-    """Into the mesh, once it is warm."""
-    await crew.warming()
-    await crew.membership.keep_lease()
-
-
-def _size_in(
-    group: asyncio.TaskGroup, settings: CellSettings, crew: Crew, policing: Policing
-) -> None:
-    """The cell itself, and as many further processes as its load asks for."""
-    sizes = settings.elasticity
-    elasticity = Elasticity(sizes, settings.workers, crew.meter, crew.workers, policing.forecasts)
-    group.create_task(crew.telling.probes.run(settings.probe_listen))
-    group.create_task(_enter(crew))
-    group.create_task(crew.workers.run(crew.membership.announce))
-    group.create_task(elasticity.run())
-
-
-async def _live_with_the_first(
-    settings: CellSettings, role: Role, address: str, here: SlotsHere, crew: Crew
-) -> None:
-    """Tells the cell's first process where this one listens and what it feels; ends with it."""
-    await crew.warming()
-    while not here.takes_work():
-        await asyncio.sleep(0.02)
-    # The pipe is never waited for.
-    os.set_blocking(role.tell, False)
-    async with asyncio.TaskGroup() as group:
-        probes = crew.telling.probes
-        if settings.probe_listen:
-            group.create_task(probes.run("127.0.0.1:0"))
-            while not probes.address:
-                await asyncio.sleep(0.01)
-        tell_line(role.tell, f"{address} {probes.address}")
-        pace_s = settings.elasticity.look_interval_s
-        group.create_task(tell_load(crew.meter, role.tell, pace_s))
-        await until_parent_gone()
-        raise _Terminated
 
 
 def _services(
@@ -474,31 +362,6 @@ def _server(
     return server
 
 
-class _Terminated(Exception):
-    """SIGTERM or SIGINT came."""
-
-
-async def _until_terminated(
-    servers: list[grpc.aio.Server],
-    leaving: Leaving,
-    health_servicer: Any,
-    role: Role,
-) -> None:
-    signals = Signals()
-    await signals.asked()
-    if role.is_first:
-        await leaving.slots_away(signals)
-    elif signals.empty_first:
-        await leaving.emptied(signals)
-    leaving.stop_workers()
-    await health_servicer.enter_graceful_shutdown()
-    async with asyncio.TaskGroup() as group:
-        for server in servers:
-            group.create_task(server.stop(_GRACE_S))
-    await leaving.leave()
-    raise _Terminated
-
-
 async def _announce(health_servicer: Any, here: SlotsHere) -> None:
     """Health says SERVING once the cell knows the slot map."""
     while here.map is None:
@@ -523,8 +386,10 @@ def _arguments() -> Role:
     # Given by the cell's first process to the others.
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     parser.add_argument("--tell", type=int, default=-1, help=argparse.SUPPRESS)
+    what = "a further process of the cell, whose first process runs elsewhere"
+    parser.add_argument("--join", action="store_true", help=what)
     given = parser.parse_args()
-    return Role(given.settings, given.worker, given.tell)
+    return Role(given.settings, given.worker, given.tell, given.join)
 
 
 def collect_seldom() -> None:

@@ -18,6 +18,7 @@ from router.policies.model import REPORTS_PREFIX
 from router.store.model import (
     CELL_HEALTH_PREFIX,
     CHANNEL_BREAKERS_PREFIX,
+    JOINED_CELLS_PREFIX,
     LEAVING_CELLS_PREFIX,
     LIVE_CELLS_PREFIX,
 )
@@ -34,6 +35,7 @@ def cell_keys(cell: str) -> tuple[tuple[str, bool], ...]:
     return (
         (f"{LIVE_CELLS_PREFIX}{cell}", False),
         (f"{LEAVING_CELLS_PREFIX}{cell}", False),
+        (f"{JOINED_CELLS_PREFIX}{cell}/", True),
         (f"{CELL_HEALTH_PREFIX}{cell}/", True),
         (f"{REPORTS_PREFIX}{cell}-", True),
         (f"{CHANNEL_BREAKERS_PREFIX}{cell}/", True),

@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import grpc
 import pytest
@@ -28,7 +31,7 @@ from router.errors import details_of
 from router.ids import Kind
 from router.minting import mint_now
 from router.slots import slot_of_user
-from router.store.model import AWAY_CELLS_PREFIX, LIVE_CELLS_PREFIX
+from router.store.model import AWAY_CELLS_PREFIX, JOINED_CELLS_PREFIX, LIVE_CELLS_PREFIX
 from tests.chaos.payer import Payer
 from tests.conftest import LEASE_TTL_S
 from tests.integration.behind import eventually
@@ -199,6 +202,50 @@ async def test_what_is_expected_is_there_before_its_load(elastic: Session, clien
     await eventually(lambda: _has(elastic, 1))
 
 
+@contextlib.contextmanager
+def joined(session: Session, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that joins cell a, as a pod of its own would: other addresses, same settings."""
+    settings = json.loads((session.data / "cells" / "a" / "settings.json").read_text())
+    settings |= {"listen": "127.0.0.1:0", "probe_listen": "127.0.0.1:0"}
+    path = folder / "joined.json"
+    path.write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "cells.serve", str(path), "--join"]
+    with (folder / "joined.log").open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+async def test_a_process_elsewhere_joins_the_cell_and_leaves_it_and_no_call_fails(
+    elastic: Session, tmp_path: Path
+) -> None:
+    payer = await asyncio.to_thread(Payer, elastic.data, "joined", elastic.edge_address)
+    try:
+        with joined(elastic, tmp_path) as process:
+            await eventually(lambda: _listed(elastic, 1))
+            process.terminate()
+            assert await asyncio.to_thread(process.wait, 60) == 0, (
+                tmp_path / "joined.log"
+            ).read_text()
+        assert not await _listed(elastic, 1)
+    finally:
+        counted = await asyncio.to_thread(payer.end)
+    assert counted["failed"] == {}, counted
+
+
+async def _listed(session: Session, count: int) -> bool:
+    async with session.store() as store:
+        listing = await store.list(f"{JOINED_CELLS_PREFIX}a/")
+        item = await store.get(LIVE_CELLS_PREFIX + "a")
+    assert item is not None
+    known = json.loads(item.value)["addresses"]
+    addresses = [json.loads(it.value)["address"] for it in listing.items.values()]
+    return len([address for address in addresses if address in known]) == count
+
+
 async def test_a_cell_that_is_told_to_end_and_comes_again_loses_no_call(
     elastic: Session, client: Mesh
 ) -> None:
@@ -223,3 +270,19 @@ async def test_a_cell_that_is_told_to_end_and_comes_again_loses_no_call(
 
 async def _given_back(session: Session, count: int) -> bool:
     return await slots_of(session, "b") == count
+
+
+async def test_money_that_breaks_in_a_process_elsewhere_stops_the_cell(elastic: Session) -> None:
+    """Its word alone: what breaks money is told in tests of the ledger."""
+    async with elastic.store() as store:
+        key = f"{JOINED_CELLS_PREFIX}a/test"
+        await store.commit(expect={}, puts={key: json.dumps({"address": "broken"})})
+        try:
+            await eventually(lambda: _ended(elastic, "cell-a"))
+        finally:
+            await store.commit(expect={}, puts={}, deletes=[key])
+    await asyncio.to_thread(launcher.start, elastic.data, "cell-a")
+
+
+async def _ended(session: Session, name: str) -> bool:
+    return any(item.name == name and not item.alive for item in launcher.status(session.data))
