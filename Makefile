@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # protoc's, because google/api comes from a Python package and not from buf's registry.
 DESCRIPTORS := gen/cellpay/descriptors.binpb
 
-.PHONY: default demo test quick lint types layers protos openapi reference up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench terraform drills clean install
+.PHONY: default demo test quick lint types layers protos openapi reference up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench terraform drills clean install double11
 
 default: lint types layers quick
 
@@ -80,6 +80,9 @@ policy-push: $(STAMP)  ## a policy to 1,000 subscribers and 1,000 processes → 
 
 overload: $(STAMP)  ## three times what a cell can do, with policies and without → bench/results/overload.json
 	@$(BIN)/python -m tests.bench.overload
+
+double11: $(STAMP)  ## a step of twenty times, with a forecast and without → docs/double11.png
+	@$(BIN)/python -m tests.bench.double11
 
 choice-sim: $(STAMP)  ## a day of charges with outages, under five ways to choose a bank → docs/choice-day.png
 	@$(BIN)/python -m tests.bench.choice_sim
