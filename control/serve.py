@@ -119,13 +119,8 @@ async def serve(settings: ControllerSettings) -> None:
     policies = Follower(store, lambda _: publish())
     leadership = Leadership(store, settings.name, settings.leader_ttl_s)
     calls = GrpcCellCalls(view.addresses_of, tls)
-    runner = Runner(
-        store,
-        fence,
-        calls,
-        known=view.known,
-        traffic=Traffic(view.figures_of, view.newcomers_of, view.recent_of),
-    )
+    traffic = Traffic(view.figures_of, view.newcomers_of, view.recent_of)
+    runner = Runner(store, fence, calls, known=view.known, traffic=traffic)
     watchman = Watchman(
         store,
         view,
@@ -140,8 +135,8 @@ async def serve(settings: ControllerSettings) -> None:
     register = _services(store, view, xds, watchman, keeper, gate.access, cases)
     servers = await _listen(settings, tls, xds, gate, health_servicer, register)
     usher = Usher(store, view, leadership, watchman.actor, settings.give_back_after_s)
-    workers = (gate.access.follow(), view.follow(), leadership.run(), watchman.run(),
-               Doors(view).run(), kept.run(), usher.run())  # fmt: skip
+    workers = (gate.access.follow(), view.follow(), leadership.run(), watchman.run(), usher.run(),
+               Doors(view).run(), kept.run())  # fmt: skip
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(_until_terminated())
