@@ -26,12 +26,11 @@ from router.render import render
 
 ROOT = Path(__file__).parents[2] / "deploy" / "kubernetes"
 CODE = Path(__file__).parents[2]
+USERS = CODE / "deploy" / "cockroachdb" / "users.sql"
 REGIONS = ("region-a", "region-b", "region-c")
 SCHEMAS = "1.33"
 # Kinds that the platform brings: cert-manager, KEDA, the Prometheus operator.
 OTHERS = ("cert-manager.io", "keda.sh", "monitoring.coreos.com")
-# Secrets that the platform makes, and no Certificate (overlays/README.md).
-GIVEN_SECRETS = {"database-client"}
 pytestmark = pytest.mark.skipif(
     shutil.which("kubectl") is None, reason="kubectl builds the overlays; it is not here"
 )
@@ -149,7 +148,7 @@ def test_the_network_is_closed_but_for_what_each_needs(region: str) -> None:
 @each_region
 def test_pods_refer_only_to_what_is_there(region: str) -> None:
     config_maps = {item["metadata"]["name"] for item in _of(region, "ConfigMap")}
-    secrets = {item["spec"]["secretName"] for item in _of(region, "Certificate")} | GIVEN_SECRETS
+    secrets = {item["spec"]["secretName"] for item in _of(region, "Certificate")}
     accounts = {item["metadata"]["name"] for item in _of(region, "ServiceAccount")}
     for name, _, spec in _pods(region):
         assert spec["serviceAccountName"] in accounts
@@ -174,17 +173,37 @@ def test_certificates_carry_the_identities_that_the_code_pins(region: str) -> No
     assert uris["edge"] == [spiffe_id("edge", "edge")]
 
 
+@each_region
+def test_the_database_knows_each_by_its_certificates_common_name(region: str) -> None:
+    names = {
+        item["spec"]["secretName"]: item["spec"]["commonName"]
+        for item in _of(region, "Certificate")
+    }
+    users = set(re.findall(r"CREATE USER IF NOT EXISTS (\w+)", USERS.read_text()))
+    for name, _, spec in _pods(region):
+        for container in spec["containers"]:
+            environment = {item["name"]: item.get("value") for item in container.get("env", ())}
+            if "PGSSLCERT" in environment:
+                (secret,) = [
+                    volume["secret"]["secretName"]
+                    for volume in spec["volumes"]
+                    if volume["name"] == "tls"
+                ]
+                assert names[secret] in users, name
+                assert environment["PGSSLCERT"] == "/run/tls/tls.crt"
+    (job,) = _of(region, "Job")
+    url = job["spec"]["template"]["spec"]["containers"][0]["args"][-1]
+    assert url.startswith("cockroachdb+asyncpg://migrate@")
+
+
 def _settings(region: str, prefix: str, into: Path) -> None:
     for item in _of(region, "ConfigMap"):
         if item["metadata"]["name"].startswith(prefix):
             for name, text in item["data"].items():
-                # The secret lies where the test may write.
-                moved = text.replace("/run/secrets/database", str(into))
-                (into / name).write_text(moved, encoding="utf-8")
+                (into / name).write_text(text, encoding="utf-8")
 
 
 def _cell_settings(region: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CellSettings:
-    (tmp_path / "url").write_text("cockroachdb+asyncpg://cellpay@database:26257/cellpay\n")
     (values,) = [item for item in _of(region, "ConfigMap") if item["metadata"]["name"] == "region"]
     for name, value in {**values["data"], "POD_IP": "10.1.2.3", "POD_NAME": "pod-0"}.items():
         monkeypatch.setenv(name, value)
@@ -203,7 +222,8 @@ def test_settings_are_what_the_code_reads(
     assert "ssl_ca_certs" in cell.redis_url
     assert (cell.cell, cell.region) == (region.removeprefix("region-"), region)
     assert cell.listen == "10.1.2.3:7400"
-    assert cell.database_url.startswith("cockroachdb+asyncpg://")
+    assert cell.database_url.startswith("cockroachdb+asyncpg://cell@")
+    assert cell.database_url.endswith("?ssl=verify-full")
     assert len(cell.etcd.split(",")) == 3
     controller = read_controller_settings(tmp_path / "controller.json")
     assert controller.cells == {"a": "region-a", "b": "region-b", "c": "region-c"}
