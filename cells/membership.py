@@ -51,6 +51,8 @@ class Membership:
         self._on_gain = on_gain
         self._lease: Lease | None = None
         self._announced: list[str] = []
+        # Who is told last is told the newest: a worker that leaves must not be named again.
+        self._telling = asyncio.Lock()
 
     async def follow_map(self) -> None:
         """Takes each new slot map, for ever."""
@@ -135,15 +137,16 @@ class Membership:
             log.warning("etcd is away; it is not told", key=key, error=str(error))
 
     async def _announce(self, lease: Lease) -> None:
-        addresses = self._addresses()
-        value = {
-            "region": self._region,
-            "addresses": addresses,
-            "incarnation": self.incarnation,
-        }
-        key = LIVE_CELLS_PREFIX + self._here.cell
-        await self._store.commit(expect={}, puts={key: json.dumps(value)}, lease=lease)
-        self._announced = addresses
+        async with self._telling:
+            addresses = self._addresses()
+            value = {
+                "region": self._region,
+                "addresses": addresses,
+                "incarnation": self.incarnation,
+            }
+            key = LIVE_CELLS_PREFIX + self._here.cell
+            await self._store.commit(expect={}, puts={key: json.dumps(value)}, lease=lease)
+            self._announced = addresses
         log.info("registered", addresses=addresses)
 
     async def leave(self) -> None:

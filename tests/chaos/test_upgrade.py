@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -79,11 +80,16 @@ def rolled(tmp_path: Path, yesterday: Mapping[str, str]) -> Iterator[Session]:
     options = MeshOptions(only=only, cell_overrides=OVERRIDES, lease_ttl_s=LEASE_TTL_S)
     try:
         with launcher.running(data, 2, options):
-            for name in ("cell-a", "cell-b", "relay-a", "relay-b"):
-                launcher.start(data, name, environment=yesterday)
+            with ThreadPoolExecutor() as starting:
+                names = ("cell-a", "cell-b", "relay-a", "relay-b")
+                list(starting.map(lambda name: _start_old(data, name, yesterday), names))
             yield Session.open(data)
     finally:
         launcher.remove(data)
+
+
+def _start_old(data: Path, name: str, yesterday: Mapping[str, str]) -> None:
+    launcher.start(data, name, environment=yesterday)
 
 
 def version_of(session: Session, name: str, yesterday: Mapping[str, str]) -> str:
