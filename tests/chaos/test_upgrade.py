@@ -110,8 +110,9 @@ async def move(session: Session, first: int, last: int, target: str) -> None:
 async def replace(session: Session, cell: str) -> None:
     """Ends the processes of a cell without slots, and starts today's."""
     assert not (await cells(session))[cell].slots
-    for name in (f"cell-{cell}", f"relay-{cell}"):
-        await asyncio.to_thread(launcher.restart, session.data, name)
+    async with asyncio.TaskGroup() as group:
+        for name in (f"cell-{cell}", f"relay-{cell}"):
+            group.create_task(asyncio.to_thread(launcher.restart, session.data, name))
 
 
 async def roll(session: Session, yesterday: Mapping[str, str]) -> None:
