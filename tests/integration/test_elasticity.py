@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -145,7 +146,7 @@ async def test_load_brings_processes_and_they_leave_with_calls_under_way(
             for slot in range(NOWHERE):
                 request = payments_pb2.GetPaymentRequest(payment_id=mint_now(Kind.PAYMENT, slot))
                 calls.append(group.create_task(_outcome(client, request)))
-                await eventually(lambda count=slot + 1: _waiting(elastic, count))
+                await eventually(partial(_waiting, elastic, slot + 1))
                 if (await under_way(elastic, "a")).get("1"):
                     break
             else:
