@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # protoc's, because google/api comes from a Python package and not from buf's registry.
 DESCRIPTORS := gen/cellpay/descriptors.binpb
 
-.PHONY: default demo test quick lint types layers protos openapi reference up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench sign-bench risk-bench risk-features-bench risk-model risk-model-bench flink flink-test terraform drills audit sbom clean install
+.PHONY: default demo test quick lint types layers protos openapi reference up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench sign-bench risk-bench risk-features-bench risk-model risk-model-bench flink flink-test terraform drills audit sbom double11 clean install
 
 default: lint types layers quick
 
@@ -83,6 +83,9 @@ sign-bench: $(STAMP)  ## what signatures take of unary Pay's throughput → benc
 
 overload: $(STAMP)  ## three times what a cell can do, with policies and without → bench/results/overload.json
 	@$(BIN)/python -m tests.bench.overload
+
+double11: $(STAMP)  ## a step of twenty times, with a forecast and without → docs/double11.png
+	@$(BIN)/python -m tests.bench.double11
 
 choice-sim: $(STAMP)  ## a day of charges with outages, under five ways to choose a bank → docs/choice-day.png
 	@$(BIN)/python -m tests.bench.choice_sim

@@ -145,6 +145,10 @@ def changed_rows(status: str) -> int:
 
 
 def _ssl(url: Any) -> str:
+    """`?ssl=verify-full` of the URL, whose CA and certificate asyncpg finds as libpq does
+    (PGSSLROOTCERT, PGSSLCERT, PGSSLKEY)."""
+    if asked := url.query.get("ssl"):
+        return str(asked)
     # asyncpg asks for TLS by default and falls back; a loopback server has none.
     return "prefer" if url.host not in {"127.0.0.1", "localhost", "::1"} else "disable"
 

@@ -14,7 +14,14 @@ import structlog
 
 from router.guard import SlotsHere
 from router.slotmap import SlotMap
-from router.store.model import LIVE_CELLS_PREFIX, SLOT_MAP_KEY, Lease, Store, StoreUnavailable
+from router.store.model import (
+    LEAVING_CELLS_PREFIX,
+    LIVE_CELLS_PREFIX,
+    SLOT_MAP_KEY,
+    Lease,
+    Store,
+    StoreUnavailable,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -39,11 +46,13 @@ class Membership:
         self._here = here
         self._region = region
         self._addresses = addresses
-        self._incarnation = incarnation
+        self.incarnation = incarnation
         self._ttl_s = lease_ttl_s
         self._on_gain = on_gain
         self._lease: Lease | None = None
         self._announced: list[str] = []
+        # Who is told last is told the newest: a worker that leaves must not be named again.
+        self._telling = asyncio.Lock()
 
     async def follow_map(self) -> None:
         """Takes each new slot map, for ever."""
@@ -65,7 +74,7 @@ class Membership:
         key = LIVE_CELLS_PREFIX + self._here.cell
         async for listing in self._store.watch(key):
             item = listing.items.get(key)
-            ours = item is not None and json.loads(item.value)["incarnation"] == self._incarnation
+            ours = item is not None and json.loads(item.value)["incarnation"] == self.incarnation
             self._here.set_alive(ours)
 
     async def keep_lease(self) -> None:
@@ -96,24 +105,48 @@ class Membership:
         await self._announce(lease)
         self._lease = lease
 
-    async def announce(self) -> None:
+    async def announce(self) -> bool:
         """Tells the mesh of the addresses as they are now; what fails `keep_lease` makes good."""
-        if self._lease is not None:
-            try:
-                await self._announce(self._lease)
-            except StoreUnavailable as error:
-                log.warning("etcd is away; it does not hear of an address", error=str(error))
+        if self._lease is None:
+            return False
+        try:
+            await self._announce(self._lease)
+        except StoreUnavailable as error:
+            log.warning("etcd is away; it does not hear of an address", error=str(error))
+            return False
+        return True
+
+    async def has_heirs(self) -> bool:
+        """Whether another cell lives and stays; True while etcd cannot say."""
+        try:
+            living = await self._store.list(LIVE_CELLS_PREFIX)
+            leaving = await self._store.list(LEAVING_CELLS_PREFIX)
+        except StoreUnavailable:
+            return True
+        staying = {key.removeprefix(LIVE_CELLS_PREFIX) for key in living.items}
+        staying -= {key.removeprefix(LEAVING_CELLS_PREFIX) for key in leaving.items}
+        return bool(staying - {self._here.cell})
+
+    async def tell(self, key: str, value: str) -> None:
+        """Puts a key that lives as long as this cell's lease; etcd away, nothing is told."""
+        if self._lease is None:
+            return
+        try:
+            await self._store.commit(expect={}, puts={key: value}, lease=self._lease)
+        except StoreUnavailable as error:
+            log.warning("etcd is away; it is not told", key=key, error=str(error))
 
     async def _announce(self, lease: Lease) -> None:
-        addresses = self._addresses()
-        value = {
-            "region": self._region,
-            "addresses": addresses,
-            "incarnation": self._incarnation,
-        }
-        key = LIVE_CELLS_PREFIX + self._here.cell
-        await self._store.commit(expect={}, puts={key: json.dumps(value)}, lease=lease)
-        self._announced = addresses
+        async with self._telling:
+            addresses = self._addresses()
+            value = {
+                "region": self._region,
+                "addresses": addresses,
+                "incarnation": self.incarnation,
+            }
+            key = LIVE_CELLS_PREFIX + self._here.cell
+            await self._store.commit(expect={}, puts={key: json.dumps(value)}, lease=lease)
+            self._announced = addresses
         log.info("registered", addresses=addresses)
 
     async def leave(self) -> None:

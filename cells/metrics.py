@@ -59,8 +59,9 @@ _QUERIES: Mapping[str, tuple[str, str]] = {
 class CellMetrics:
     """One process's. Those of the database belong to the first process of a cell."""
 
-    def __init__(self, here: SlotsHere, lanes: Lanes, policing: Policing) -> None:
+    def __init__(self, here: SlotsHere, lanes: Lanes, policing: Policing, calls: Calls) -> None:
         self.here = here
+        self._calls = calls
         self._lanes = lanes
         self._policing = policing
 
@@ -82,6 +83,15 @@ class CellMetrics:
             "cellpay_lane_waiting",
             "Commands that wait for a group.",
             [((), sum(lane.waiting for lane in self._lanes.lanes))],
+        )
+        yield gauge(
+            "cellpay_requests_under_way", "Requests without an answer yet.",
+            [((), self._calls.under_way)],
+        )  # fmt: skip
+        yield gauge(
+            "cellpay_queue_delay_seconds",
+            "How long a command waits for its group.",
+            [((), self._policing.felt.queue_delay_ms / 1000)],
         )
         yield gauge("cellpay_slots_owned", "Slots at home here.", [((), len(self.here.owned()))])
         yield gauge("cellpay_degradation_level", "0 to 3.", [((), self._policing.level)])

@@ -31,6 +31,7 @@ from router.policies.model import (
     Degradation,
     Dependency,
     Feature,
+    Forecast,
     Keys,
     Mode,
 )
@@ -83,6 +84,15 @@ class Policing:
     def keys(self) -> list[Keys]:
         """What operators say of the vault's keys."""
         return self._follower.now.of(Keys, self.cell)
+
+    def forecasts(self) -> list[Forecast]:
+        """What load is expected when."""
+        return self._follower.now.of(Forecast, self.cell)
+
+    @property
+    def felt(self) -> Load:
+        """What this process felt a moment ago."""
+        return self._felt
 
     async def run(self) -> None:
         """For ever."""

@@ -75,10 +75,10 @@ async def relay(settings: CellSettings) -> None:
             board = policing.board
             outbox = BreakingOutbox(
                 engine, settings.cell, settings.nats_url, settings.outbox,
-                board.of(Dependency.NATS),
+                board.of(Dependency.NATS), settings.nats_tls,
             )  # fmt: skip
             deliveries = BreakingDeliveries(mesh.notifications, board.of(Dependency.NOTIFICATIONS))
-            consumer = Consumer(deliveries, settings.cell, settings.nats_url)
+            consumer = Consumer(deliveries, settings.cell, settings.nats_url, settings.nats_tls)
 
             def make_webhooks() -> Webhooks:
                 return Webhooks(

@@ -59,9 +59,15 @@ class Risking:
         self._features = RedisFeatures(
             settings.redis_url, board.of(Dependency.REDIS), wait_s=risk.features_wait_ms / 1000
         )
-        self._publisher = Publisher(settings.nats_url, settings.cell, board.of(Dependency.NATS))
+        self._publisher = Publisher(
+            settings.nats_url, settings.cell, board.of(Dependency.NATS), settings.nats_tls
+        )
         self._consumer = Consumer(
-            settings.nats_url, settings.redis_url, settings.cell, self._features_of_the_day
+            settings.nats_url,
+            settings.redis_url,
+            settings.cell,
+            self._features_of_the_day,
+            settings.nats_tls,
         )
         self._scorers = Scorers()
         self._knowing.followers.append(self._scorers.hear)

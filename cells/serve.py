@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import gc
-import os
-import signal
 import sys
-import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +32,14 @@ from cells.banking import Banking
 from cells.bulk import Bulk
 from cells.cell_service import CellService
 from cells.choice.worker import Choosing
+from cells.crew import (
+    Role,
+    Terminated,
+    crew_of,
+    live_with_the_first,
+    size_in,
+    until_terminated,
+)
 from cells.database import make_engine
 from cells.degradation.load import LoadMeter
 from cells.health import Reporter
@@ -43,7 +47,6 @@ from cells.keys.signing import Signing
 from cells.ledger.book import MoneyBroken
 from cells.ledger.worker import Lanes
 from cells.membership import Membership
-from cells.metrics import BusinessMetrics, CellMetrics, Telling
 from cells.notifications.secrets import Sealing, Secrets
 from cells.notifications.service import NotificationsService
 from cells.orders.service import OrdersService
@@ -66,7 +69,7 @@ from cells.vault.numbers import read_bins
 from cells.vault.service import InstrumentsService
 from cells.vault.store import Vault
 from cells.vault.worker import Rotation
-from cells.workers import EXIT_MONEY_BROKEN, WorkerBroken, Workers, until_parent_gone
+from cells.workers import EXIT_MONEY_BROKEN, WorkerBroken
 from router.access import METHODS, SERVICES
 from router.admission.gate import Admission
 from router.client import CallPolicy, Mesh, connect
@@ -94,24 +97,6 @@ _TALLIED = (
     "cellpay.orders.v1.OrdersService",
     "cellpay.payments.v1.PaymentsService",
 )
-_GRACE_S = 2.0
-
-
-@dataclass(frozen=True)
-class Role:
-    """Which of a cell's processes this is."""
-
-    settings: Path
-    # A worker's: of the cell that it belongs to, and where to tell its address.
-    incarnation: str = ""
-    tell: int = -1
-
-    @property
-    def is_first(self) -> bool:
-        return not self.incarnation
-
-    def name(self, cell: str) -> str:
-        return f"{cell}-1" if self.is_first else f"{cell}-worker-{os.getpid()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,34 +141,29 @@ async def serve(settings: CellSettings, role: Role) -> None:
         await _start(servers, health_servicer)
         # Slots that came here: what is in doubt there has lost its driver.
         gains: asyncio.Queue[frozenset[int]] = asyncio.Queue()
-        workers = _workers(settings, role)
-        membership = _membership(
-            settings, store, here, workers.incarnation, lambda: [address, *workers.addresses], gains
-        )
-        telling = _telling(lanes, policing, read_engine, guarding, workers, role, risking)
+        listens = (guarding.calls, address, gains)
+        crew = crew_of(settings, role, store, here, lanes, read_engine, policing, *listens, risking)
         try:
             async with asyncio.TaskGroup() as group:
                 _run_in(
-                    group, lanes, branches, read_engine, policing, choosing, banking, risking,
-                    signing, role,
+                    group, crew.runners(lanes, role), branches, read_engine, policing, choosing,
+                    banking, risking, signing, role,
                 )  # fmt: skip
-                group.create_task(membership.follow_map())
+                group.create_task(crew.membership.follow_map())
                 group.create_task(_announce(health_servicer, here))
                 group.create_task(Reporter(store, settings, guarding.tally).run())
                 group.create_task(
-                    _until_terminated(servers, membership, workers, health_servicer, risking)
+                    until_terminated(servers, crew.leaving, health_servicer, role, risking.drain)
                 )
                 if role.is_first:
-                    group.create_task(telling.probes.run(settings.probe_listen))
-                    group.create_task(membership.keep_lease())
-                    group.create_task(workers.run(membership.announce))
+                    size_in(group, settings, crew, policing.forecasts)
                     settling = (lanes, read_engine, here, coordinator, settings.settlement)
                     keeping = _keeping(lanes, read_engine, here, vault, settings, policing)
                     _mend_in(group, gains, recovery, (Settlement(*settling), *keeping))
                 else:
-                    _follow_in(group, membership, here)
-                    group.create_task(_live_with_the_first(settings, role, address, telling))
-        except* _Terminated:
+                    _follow_in(group, crew.membership, here)
+                    group.create_task(live_with_the_first(settings, role, address, here, crew))
+        except* Terminated:
             log.info("the cell stops")
         finally:
             for server in servers:
@@ -195,7 +175,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
 
 def _run_in(
     group: asyncio.TaskGroup,
-    lanes: Lanes,
+    runners: Iterable[Callable[[], Coroutine[Any, Any, None]]],
     branches: BranchCalls,
     read_engine: ReadEngine,
     policing: Policing,
@@ -205,8 +185,8 @@ def _run_in(
     signing: Signing,
     role: Role,
 ) -> None:
-    """What every process of a cell does beside its calls."""
-    for runner in lanes.runners():
+    """What every process of a cell does beside its calls. `runners`: its lanes'."""
+    for runner in runners:
         group.create_task(runner())
     group.create_task(branches.run())
     group.create_task(policing.run())
@@ -216,12 +196,6 @@ def _run_in(
     group.create_task(signing.run(publish=role.is_first))
     if read_engine.replica is not None:
         group.create_task(read_engine.replica.run())
-
-
-def _workers(settings: CellSettings, role: Role) -> Workers:
-    """The further processes, of the first; a further one knows the cell's incarnation from it."""
-    incarnation = role.incarnation or uuid.uuid4().hex
-    return Workers(role.settings, settings.workers - 1 if role.is_first else 0, incarnation)
 
 
 def _follow_in(group: asyncio.TaskGroup, membership: Membership, here: SlotsHere) -> None:
@@ -304,7 +278,7 @@ def _listen(
     """Servers on one port, and its address."""
     servers = []
     host = settings.listen.rpartition(":")[0]
-    address = settings.listen if role.is_first else f"{host}:0"
+    address = f"{host}:0" if role.incarnation else settings.listen
     for _ in range(settings.servers):
         server = _server(guarding, health_servicer, services)
         port = server.add_secure_port(address, settings.tls.server_credentials())
@@ -313,60 +287,11 @@ def _listen(
     return servers, address
 
 
-def _membership(
-    settings: CellSettings,
-    store: Store,
-    here: SlotsHere,
-    incarnation: str,
-    addresses: Callable[[], list[str]],
-    gains: asyncio.Queue[frozenset[int]],
-) -> Membership:
-    return Membership(
-        store,
-        here,
-        region=settings.region,
-        addresses=addresses,
-        incarnation=incarnation,
-        lease_ttl_s=settings.lease_ttl_s,
-        on_gain=gains.put_nowait,
-    )
-
-
 async def _start(servers: list[grpc.aio.Server], health_servicer: Any) -> None:
     # By default it says SERVING from the start; `_announce` says when that is true.
     await health_servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     for server in servers:
         await server.start()
-
-
-def _telling(
-    lanes: Lanes,
-    policing: Policing,
-    engine: ReadEngine,
-    guarding: Guarding,
-    workers: Workers,
-    role: Role,
-    risking: Risking,
-) -> Telling:
-    watched = CellMetrics(guarding.here, lanes, policing)
-    business = BusinessMetrics(engine.primary, guarding.here) if role.is_first else None
-    return Telling(watched, guarding.calls, business, lambda: workers.probes, (risking,))
-
-
-async def _live_with_the_first(
-    settings: CellSettings, role: Role, address: str, telling: Telling
-) -> None:
-    """Tells the cell's first process where this one listens and may be asked; ends with it."""
-    async with asyncio.TaskGroup() as group:
-        if settings.probe_listen:
-            group.create_task(telling.probes.run("127.0.0.1:0"))
-            while not telling.probes.address:
-                await asyncio.sleep(0.01)
-        with contextlib.suppress(BrokenPipeError):
-            os.write(role.tell, f"{address} {telling.probes.address}\n".encode())
-            os.close(role.tell)
-            await until_parent_gone()
-        raise _Terminated
 
 
 def _services(
@@ -439,32 +364,6 @@ def _server(
     return server
 
 
-class _Terminated(Exception):
-    """SIGTERM or SIGINT came."""
-
-
-async def _until_terminated(
-    servers: list[grpc.aio.Server],
-    membership: Membership,
-    workers: Workers,
-    health_servicer: Any,
-    risking: Risking,
-) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await stop.wait()
-    workers.stop()
-    await health_servicer.enter_graceful_shutdown()
-    async with asyncio.TaskGroup() as group:
-        for server in servers:
-            group.create_task(server.stop(_GRACE_S))
-    await risking.drain()
-    await membership.leave()
-    raise _Terminated
-
-
 async def _announce(health_servicer: Any, here: SlotsHere) -> None:
     """Health says SERVING once the cell knows the slot map."""
     while here.map is None:
@@ -489,8 +388,10 @@ def _arguments() -> Role:
     # Given by the cell's first process to the others.
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     parser.add_argument("--tell", type=int, default=-1, help=argparse.SUPPRESS)
+    what = "a further process of the cell, whose first process runs elsewhere"
+    parser.add_argument("--join", action="store_true", help=what)
     given = parser.parse_args()
-    return Role(given.settings, given.worker, given.tell)
+    return Role(given.settings, given.worker, given.tell, given.join)
 
 
 def collect_seldom() -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import urlencode
 
 from pydantic import TypeAdapter
 
 from cells.channels.model import ChannelSettings
 from router.client.tls import TlsFiles
-from router.documents import read_document
+from router.documents import BadSettings, read_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,45 @@ class RiskSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class LeavingSettings:
+    """What a cell does when it is told to end (SIGTERM)."""
+
+    # Its slots are moved away first, and for so long it waits for that; 0: it just ends, and a
+    # failover follows. A pod's terminationGracePeriodSeconds must be longer than both together.
+    grace_s: float = 0.0
+    # Then calls that are under way may end; a charge waits for its bank.
+    empty_max_s: float = 30.0
+    # Nobody has called for so long: clients have heard of the slots' new homes.
+    quiet_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ElasticitySettings:
+    """How many processes a cell has, by load. Targets are what it is sized for, not limits."""
+
+    # 0: as many as `workers` says, whatever the load.
+    workers_max: int = 0
+    workers_min: int = 1
+    # Of each process's processor: the rest is for what comes while another one starts.
+    cpu_percent: float = 60.0
+    # How long a command waits for its group, in the process where it waits longest.
+    queue_delay_ms: float = 20.0
+    look_interval_s: float = 1.0
+    # For how long, without a break, the load must ask for more …
+    raise_after_s: float = 2.0
+    # … and how long one process less must have been enough, by `relief` of every target.
+    lower_after_s: float = 300.0
+    relief: float = 0.7
+    # A process that leaves ends when nobody has called it for so long …
+    quiet_s: float = 2.0
+    # … and after this in any case: streams have no end of their own. A charge waits for its bank
+    # for up to `banking.wait_max_s`.
+    leave_max_s: float = 60.0
+    # Merchants that a process has read before the mesh hears of it.
+    warm_merchants_max: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
 class CellSettings:
     cell: str
     region: str
@@ -163,12 +203,17 @@ class CellSettings:
     database_url: str
     # host:port of each member, with commas between.
     etcd: str
+    # nats:// or tls://, and redis:// or rediss://; TLS checks the server's certificate and name.
     nats_url: str
     redis_url: str
     tls: TlsFiles
     xds_bootstrap: str
     # Shown to etcd, whose user is the certificate's common name; without, etcd has no TLS.
     etcd_tls: TlsFiles | None = None
+    # Shown to NATS and to Redis, whose CA it names; without, the system's CAs are believed and
+    # nothing is shown.
+    nats_tls: TlsFiles | None = None
+    redis_tls: TlsFiles | None = None
     # Shorter finds a death sooner; longer forgives a busy machine. etcd's own minimum is 2 s.
     lease_ttl_s: int = 3
     # True allows webhooks to private addresses and plain http: a laptop has no others.
@@ -180,8 +225,11 @@ class CellSettings:
     probe_listen: str = ""
     relay_probe_listen: str = ""
     # Processes, each with its own listener and lane. The first is the cell itself; the others end
-    # with it. The mesh sends a slot always to the same one while they all live.
+    # with it. The mesh sends a slot always to the same one while they all live. With elasticity
+    # it is what the cell begins with.
     workers: int = 1
+    elasticity: ElasticitySettings = field(default_factory=ElasticitySettings)
+    leaving: LeavingSettings = field(default_factory=LeavingSettings)
     # gRPC servers on the one port: calls that are taken in a turn of the event loop.
     servers: int = 8
     lanes: LaneSettings = field(default_factory=LaneSettings)
@@ -198,4 +246,18 @@ class CellSettings:
 
 
 def read_settings(path: Path) -> CellSettings:
-    return TypeAdapter(CellSettings).validate_json(read_document(path))
+    """Raises BadSettings, ValidationError, OSError."""
+    settings = TypeAdapter(CellSettings).validate_json(read_document(path))
+    if settings.redis_tls is None:
+        return settings
+    # In the URL: whoever connects to Redis need not know of TLS.
+    return replace(settings, redis_url=with_tls(settings.redis_url, settings.redis_tls))
+
+
+def with_tls(redis_url: str, tls: TlsFiles) -> str:
+    """The URL with the files as redis-py reads them. Raises BadSettings."""
+    if not redis_url.startswith("rediss://"):
+        raise BadSettings("redis_tls: redis_url must begin with rediss://")
+    files = {"ssl_ca_certs": tls.ca, "ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
+    given = {**files, "ssl_cert_reqs": "required", "ssl_check_hostname": "true"}
+    return f"{redis_url}{'&' if '?' in redis_url else '?'}{urlencode(given)}"

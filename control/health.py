@@ -94,7 +94,7 @@ class Watchman:
         self._store = store
         self._view = view
         self._leadership = leadership
-        self._actor = actor
+        self.actor = actor
         self._grace_until = time.monotonic() + startup_grace_s
         self._confirm_s = dead_confirm_s
         # What was said of a cell last, so that it is said once.
@@ -177,7 +177,7 @@ class Watchman:
                 known,
                 self._view.revision,
                 Wish(OperationKind.FAILOVER, cell),
-                self._actor,
+                self.actor,
                 f"cell {cell} {why}",
                 beside=beside,
             )
@@ -198,7 +198,7 @@ class Watchman:
         operation, _ = await read_operation(self._store, running.value)
         if operation.gate is not None and operation.request == Request.NONE:
             why = "a failover comes first"
-            await request_of(self._store, running.value, Request.PAUSE, self._actor, why)
+            await request_of(self._store, running.value, Request.PAUSE, self.actor, why)
 
     async def _forgive(self, known: Known) -> None:
         """Clears the record of a cell that has been calm for long after its restore."""

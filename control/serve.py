@@ -41,6 +41,7 @@ from control.drills.watching import Keeper
 from control.fencing import DATABASE_FAULTS, Fence, make_fence_engine
 from control.health import Watchman
 from control.leader import Leadership
+from control.leaving import Usher
 from control.metrics import control_page
 from control.operations.cells import GrpcCellCalls
 from control.operations.model import Step
@@ -143,8 +144,9 @@ async def serve(settings: ControllerSettings) -> None:
     deciding = ReviewsService(store, reviews, lambda slot: _home(view, calls, slot))
     register = _services(store, view, xds, watchman, keeper, gate.access, cases, deciding)
     servers = await _listen(settings, tls, xds, gate, health_servicer, register)
-    workers = (gate.access.follow(), view.follow(), leadership.run(), watchman.run(),
-               Doors(view).run(), kept.run())  # fmt: skip
+    usher = Usher(store, view, leadership, watchman.actor, settings.give_back_after_s)
+    workers = (gate.access.follow(), view.follow(), leadership.run(), watchman.run(), usher.run(),
+               Doors(view).run(), kept.run(), _announce(health_servicer, view))  # fmt: skip
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(_until_terminated())
@@ -156,7 +158,6 @@ async def serve(settings: ControllerSettings) -> None:
             if keeper is not None:
                 group.create_task(keeper.run())
             group.create_task(_run_operations(store, view, runner, leadership))
-            group.create_task(_announce(health_servicer, view))
             probes = Probes(lambda: view.known() is not None, control_page(view, xds, leadership))
             group.create_task(probes.run(settings.probe_listen))
     except* _Terminated:

@@ -51,6 +51,9 @@ class ControllerSettings:
     startup_grace_s: float = 30.0
     # A lease must be gone for this long: a cell that registers anew within it is no failover.
     dead_confirm_s: float = 0.25
+    # A cell that was told to end, and whose slots were moved away for it, is given them back when
+    # it has come again and lived for this long; 0: never.
+    give_back_after_s: float = 10.0
     # host:port where kubelets ask (router/probes.py); empty: nowhere.
     probe_listen: str = ""
     # From where the gRPC edge may be called.

@@ -19,12 +19,14 @@ from control.operations.waves import Figures, Known
 from control.verdicts import FailoverPolicy, Held, barred, still_out
 from router.slotmap import SlotMap
 from router.store.model import (
+    AWAY_CELLS_PREFIX,
     CELL_HEALTH_PREFIX,
     DECLARED_CELLS_PREFIX,
     DETOURS_PREFIX,
     FAILOVER_HOLDS_PREFIX,
     FAILOVER_POLICY_KEY,
     HELD_CELLS_PREFIX,
+    LEAVING_CELLS_PREFIX,
     LIVE_CELLS_PREFIX,
     OPEN_OPERATIONS_PREFIX,
     PREFERRED_SLOT_MAP_KEY,
@@ -76,6 +78,9 @@ class View:
     # Cells whose failover is not automatic, by an operator's wish.
     held_down: dict[str, Hold] = field(default_factory=dict)
     policy: FailoverPolicy = field(default_factory=FailoverPolicy)
+    # Cells that were told to end, and those that have ended so: cell → incarnation.
+    leaving: dict[str, str] = field(default_factory=dict)
+    away: dict[str, str] = field(default_factory=dict)
     # Operations that wait or are paused.
     open_operations: dict[str, Open] = field(default_factory=dict)
     # How payments fare, by cell: all that was heard since this controller started.
@@ -106,7 +111,10 @@ class View:
             regions=dict(self.declared),
             capacity=dict(self.capacity),
             surge=dict(self.surge),
-            barred=barred(self.held, alive_s, self.policy),
+            barred={
+                **barred(self.held, alive_s, self.policy),
+                **dict.fromkeys(self.leaving, "it was told to end"),
+            },
             waiting=frozenset(
                 cell
                 for operation in self.open_operations.values()
@@ -114,7 +122,7 @@ class View:
                 for cell in operation.cells
             ),
         )
-        return replace(known, held=still_out(self.held, known))
+        return replace(known, held={*still_out(self.held, known), *self.leaving})
 
     def set_gone(self, cell: str, *, gone: bool) -> None:
         if gone == (cell in self.gone):
@@ -199,6 +207,8 @@ class View:
             group.create_task(self._follow_held_down())
             group.create_task(self._follow_policy())
             group.create_task(self._follow_open())
+            group.create_task(self._follow_leaving())
+            group.create_task(self._follow_away())
             group.create_task(self._follow_health())
 
     async def _follow_held(self) -> None:
@@ -223,6 +233,16 @@ class View:
             self.open_operations = _read(
                 listing, OPEN_OPERATIONS_PREFIX, Open.from_json, self.open_operations
             )
+            self._wake()
+
+    async def _follow_leaving(self) -> None:
+        async for listing in self.store.watch(LEAVING_CELLS_PREFIX):
+            self.leaving = _read(listing, LEAVING_CELLS_PREFIX, _incarnation, self.leaving)
+            self._wake()
+
+    async def _follow_away(self) -> None:
+        async for listing in self.store.watch(AWAY_CELLS_PREFIX):
+            self.away = _read(listing, AWAY_CELLS_PREFIX, _incarnation, self.away)
             self._wake()
 
     async def _follow_health(self) -> None:
@@ -294,6 +314,10 @@ def _declaration(text: str) -> dict[str, Any]:
 def _live_cell(text: str) -> LiveCell:
     document = json.loads(text)
     return LiveCell(document["region"], list(document["addresses"]), document["incarnation"])
+
+
+def _incarnation(text: str) -> str:
+    return str(json.loads(text)["incarnation"])
 
 
 def _health(text: str) -> tuple[Figures, Figures]:

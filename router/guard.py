@@ -433,6 +433,7 @@ def _answering(
     async def answer(request: Any, context: Any) -> Any:
         began = time.perf_counter()
         code = "OK"
+        calls.under_way += 1
         try:
             require_wellformed(request)
             if access is not None:
@@ -460,6 +461,7 @@ def _answering(
                 ),
             )
         finally:
+            calls.under_way -= 1
             calls.note(name, code, time.perf_counter() - began)
 
     return answer

@@ -39,8 +39,12 @@ class Calls:
 
     def __init__(self) -> None:
         self._by_outcome: dict[tuple[str, str], _Series] = {}
+        # Answered so far, and under way now: whoever leaves waits until both stand still.
+        self.ended = 0
+        self.under_way = 0
 
     def note(self, method: str, code: str, duration_s: float) -> None:
+        self.ended += 1
         series = self._by_outcome.get((method, code))
         if series is None:
             series = self._by_outcome[method, code] = _Series()

@@ -18,6 +18,7 @@ from cells.breakers.board import Breaker
 from cells.notifications.consumer import Deliveries
 from cells.outbox.worker import OutboxRelay
 from cells.settings import OutboxSettings
+from router.client.tls import TlsFiles
 from router.errors import Refusal
 
 _AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
@@ -34,8 +35,9 @@ class BreakingOutbox(OutboxRelay):
         nats_url: str,
         settings: OutboxSettings,
         breaker: Breaker,
+        nats_tls: TlsFiles | None = None,
     ) -> None:
-        super().__init__(engine, cell, nats_url, settings)
+        super().__init__(engine, cell, nats_url, settings, nats_tls)
         self._breaker = breaker
 
     async def relay_rows(self, stream: Any) -> bool:

@@ -97,6 +97,8 @@ class LaneFigures:
     retries: int = 0
     bisections: int = 0
     group_max: int = 0
+    # Commands that found the queue full.
+    refused: int = 0
     # In transactions that committed.
     commit_s: float = 0.0
 
@@ -120,6 +122,7 @@ class Lane:
     async def submit(self, command: Command, timeout_s: float | None) -> Outcome:
         """The command's outcome, after its commit. Raises Refusal when it could not be had."""
         if len(self._queue) >= self._settings.queue_max:
+            self.figures.refused += 1
             raise _full()
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._queue.append(_Pending(command, future, self._deadline(timeout_s)))
@@ -134,6 +137,7 @@ class Lane:
         for number, command in commands:
             place = _Place(batch, number)
             if len(self._queue) >= self._settings.queue_max:
+                self.figures.refused += 1
                 place.set_exception(_full())
             else:
                 self._queue.append(_Pending(command, place, deadline))

@@ -20,6 +20,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from cells.bulk import REQUESTS_MAX
 from cells.cancellation import go_on_unless_cancelled
 from cells.outbox.stream import STREAM, SUBJECTS, connect_stream
+from router.client.tls import TlsFiles
 from router.errors import Refusal
 from router.slots import slot_of_user
 
@@ -60,10 +61,17 @@ class Deliveries(Protocol):
 
 
 class Consumer:
-    def __init__(self, deliveries: Deliveries, cell: str, nats_url: str) -> None:
+    def __init__(
+        self,
+        deliveries: Deliveries,
+        cell: str,
+        nats_url: str,
+        nats_tls: TlsFiles | None = None,
+    ) -> None:
         self._deliveries = deliveries
         self._cell = cell
         self._nats_url = nats_url
+        self._nats_tls = nats_tls
 
     async def run(self) -> None:
         """Consumes for ever; waits out whatever is away."""
@@ -71,9 +79,8 @@ class Consumer:
         while True:
             go_on_unless_cancelled()
             try:
-                async with connect_stream(
-                    self._nats_url, f"cellpay-{self._cell}-notifications"
-                ) as stream:
+                name = f"cellpay-{self._cell}-notifications"
+                async with connect_stream(self._nats_url, name, self._nats_tls) as stream:
                     subscription = await _subscribe(stream)
                     while True:
                         go_on_unless_cancelled()

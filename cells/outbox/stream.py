@@ -24,6 +24,7 @@ from nats.js.errors import NotFoundError
 
 from cells.cancellation import go_on_unless_cancelled
 from cells.ledger.model import EventBatch
+from router.client.tls import TlsFiles
 
 log = structlog.get_logger(__name__)
 
@@ -43,16 +44,29 @@ _PING_INTERVAL_S = 10
 
 
 @contextlib.asynccontextmanager
-async def connect_stream(url: str, name: str) -> AsyncIterator[Any]:
+async def connect_stream(url: str, name: str, tls: TlsFiles | None = None) -> AsyncIterator[Any]:
     """A JetStream context with the stream there. Waits for NATS as long as it is away."""
-    async with connect_jetstream(url, name) as stream:
+    async with connect_jetstream(url, name, tls) as stream:
         await ensure_stream(stream)
         yield stream
 
 
 @contextlib.asynccontextmanager
-async def connect_jetstream(url: str, name: str) -> AsyncIterator[Any]:
-    """A JetStream context. Waits for NATS as long as it is away."""
+async def connect_jetstream(url: str, name: str, tls: TlsFiles | None = None) -> AsyncIterator[Any]:
+    """A JetStream context. Waits for NATS as long as it is away.
+
+    `tls`: what is shown to a server that asks for TLS; a certificate that was rotated is shown
+    from the next connection on.
+    """
+    context = tls.client_context() if tls else None
+
+    async def on_disconnected() -> None:
+        log.info("disconnected from NATS")
+        if tls and context:
+            # Until all three files are there, the old ones are shown.
+            with contextlib.suppress(OSError):
+                tls.show_in(context)
+
     client = await nats.connect(
         url,
         name=name,
@@ -60,8 +74,9 @@ async def connect_jetstream(url: str, name: str) -> AsyncIterator[Any]:
         reconnect_time_wait=_RECONNECT_WAIT_S,
         ping_interval=_PING_INTERVAL_S,
         error_cb=_on_error,
-        disconnected_cb=_on_disconnected,
+        disconnected_cb=on_disconnected,
         reconnected_cb=_on_reconnected,
+        **({"tls": context} if context else {}),
     )
     try:
         yield client.jetstream(timeout=_ACK_WAIT_S)
@@ -168,10 +183,6 @@ async def _acknowledgements(
 
 async def _on_error(error: Exception) -> None:
     log.debug("nats", error=type(error).__name__)
-
-
-async def _on_disconnected() -> None:
-    log.info("disconnected from NATS")
 
 
 async def _on_reconnected() -> None:

@@ -32,6 +32,7 @@ from cells.outbox.store import (
 )
 from cells.outbox.stream import connect_stream, ensure_stream, publish
 from cells.settings import OutboxSettings
+from router.client.tls import TlsFiles
 
 log = structlog.get_logger(__name__)
 
@@ -45,11 +46,17 @@ _PURGE_PAUSE_S = 0.01
 
 class OutboxRelay:
     def __init__(
-        self, engine: AsyncEngine, cell: str, nats_url: str, settings: OutboxSettings
+        self,
+        engine: AsyncEngine,
+        cell: str,
+        nats_url: str,
+        settings: OutboxSettings,
+        nats_tls: TlsFiles | None = None,
     ) -> None:
         self._engine = engine
         self._cell = cell
         self._nats_url = nats_url
+        self._nats_tls = nats_tls
         self._settings = settings
         self._after = BEGINNING
 
@@ -64,7 +71,8 @@ class OutboxRelay:
         while True:
             go_on_unless_cancelled()
             try:
-                async with connect_stream(self._nats_url, f"cellpay-{self._cell}-outbox") as stream:
+                name = f"cellpay-{self._cell}-outbox"
+                async with connect_stream(self._nats_url, name, self._nats_tls) as stream:
                     while True:
                         go_on_unless_cancelled()
                         try:

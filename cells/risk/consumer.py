@@ -26,6 +26,7 @@ from cells.risk.reading import Message, RecordReader, is_end
 from cells.risk.stream import RECORDS_A_MESSAGE_MAX, ensure_stream
 from cells.risk.windows import SLACK_MS, Plan
 from cells.risk.writer import FeatureWriter, new_state
+from router.client.tls import TlsFiles
 from router.risk.features import FeatureSet, Observation
 from router.risk.record import STREAM
 
@@ -46,10 +47,16 @@ class Consumer:
     """One a cell is enough; two do no harm."""
 
     def __init__(
-        self, nats_url: str, redis_url: str, cell: str, features: Callable[[], FeatureSet]
+        self,
+        nats_url: str,
+        redis_url: str,
+        cell: str,
+        features: Callable[[], FeatureSet],
+        nats_tls: TlsFiles | None = None,
     ) -> None:
         """`features`: those of the day; asked again and again."""
         self._nats_url = nats_url
+        self._nats_tls = nats_tls
         self._writer = FeatureWriter(redis_url)
         self._cell = cell
         self._features = features
@@ -68,7 +75,7 @@ class Consumer:
             while True:
                 go_on_unless_cancelled()
                 try:
-                    async with connect_jetstream(self._nats_url, name) as stream:
+                    async with connect_jetstream(self._nats_url, name, self._nats_tls) as stream:
                         await ensure_stream(stream)
                         live, filling = RecordReader(stream), RecordReader(stream)
                         await self._look_at(stream)

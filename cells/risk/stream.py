@@ -26,6 +26,7 @@ from nats.js.errors import NotFoundError
 from cells.breakers.board import Breaker
 from cells.cancellation import go_on_unless_cancelled
 from cells.outbox.stream import connect_jetstream
+from router.client.tls import TlsFiles
 from router.risk.record import STREAM, SUBJECT_PREFIX, Record, encode
 
 log = structlog.get_logger(__name__)
@@ -81,8 +82,15 @@ class _Batch(NamedTuple):
 class Publisher:
     """Of one process: what it decided, on its way to the stream."""
 
-    def __init__(self, nats_url: str, cell: str, breaker: Breaker | None = None) -> None:
+    def __init__(
+        self,
+        nats_url: str,
+        cell: str,
+        breaker: Breaker | None = None,
+        nats_tls: TlsFiles | None = None,
+    ) -> None:
         self._nats_url = nats_url
+        self._nats_tls = nats_tls
         self._subject = SUBJECT_PREFIX + cell
         self._cell = cell
         self._breaker = breaker
@@ -114,7 +122,7 @@ class Publisher:
         while True:
             go_on_unless_cancelled()
             try:
-                async with connect_jetstream(self._nats_url, name) as stream:
+                async with connect_jetstream(self._nats_url, name, self._nats_tls) as stream:
                     await ensure_stream(stream)
                     while True:
                         go_on_unless_cancelled()

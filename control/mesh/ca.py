@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -52,12 +53,13 @@ def ensure_ca(tls_dir: Path) -> Path:
     return certificate
 
 
-def issue(tls_dir: Path, name: str, spiffe_id: str) -> TlsFiles:
-    """A certificate for one workload, client and server; reused while it is valid."""
+def issue(tls_dir: Path, name: str, spiffe_id: str, hosts: Sequence[str] = ()) -> TlsFiles:
+    """A certificate for one workload, client and server; reused while it is valid. `hosts`: names
+    that it is reached by, beside this machine's."""
     ca_path = ensure_ca(tls_dir)
     files = TlsFiles(str(ca_path), str(tls_dir / f"{name}.pem"), str(tls_dir / f"{name}.key"))
     ca = _read(ca_path)
-    if _still_good(files, ca, spiffe_id):
+    if _still_good(files, ca, spiffe_id, hosts):
         return files
     ca_key = serialization.load_pem_private_key((tls_dir / "ca.key").read_bytes(), password=None)
     assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
@@ -72,7 +74,7 @@ def issue(tls_dir: Path, name: str, spiffe_id: str) -> TlsFiles:
         .not_valid_before(now - _BACKDATED)
         .not_valid_after(min(now + _VALID, ca.not_valid_after_utc))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_names(spiffe_id), critical=False)
+        .add_extension(_names(spiffe_id, hosts), critical=False)
         .add_extension(_key_usage(ca=False), critical=True)
         .add_extension(
             x509.ExtendedKeyUsage(
@@ -97,12 +99,13 @@ def spiffe_id_of(certificate: Path) -> str:
     return str(found)
 
 
-def _names(spiffe_id: str) -> x509.SubjectAlternativeName:
+def _names(spiffe_id: str, hosts: Sequence[str]) -> x509.SubjectAlternativeName:
     return x509.SubjectAlternativeName(
         [
             x509.UniformResourceIdentifier(spiffe_id),
             x509.DNSName("localhost"),
             x509.DNSName("cellpay"),
+            *(x509.DNSName(host) for host in hosts),
             x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
         ]
     )
@@ -116,7 +119,9 @@ def _key_usage(*, ca: bool) -> x509.KeyUsage:
     )  # fmt: skip
 
 
-def _still_good(files: TlsFiles, ca: x509.Certificate, spiffe_id: str) -> bool:
+def _still_good(
+    files: TlsFiles, ca: x509.Certificate, spiffe_id: str, hosts: Sequence[str]
+) -> bool:
     if not _belong_together(Path(files.certificate), Path(files.key)):
         return False
     leaf = _read(Path(files.certificate))
@@ -126,7 +131,8 @@ def _still_good(files: TlsFiles, ca: x509.Certificate, spiffe_id: str) -> bool:
         return False
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     ids = names.get_values_for_type(x509.UniformResourceIdentifier)
-    return ids == [spiffe_id] and not _ends_soon(leaf)
+    named = set(names.get_values_for_type(x509.DNSName)) >= set(hosts)
+    return ids == [spiffe_id] and named and not _ends_soon(leaf)
 
 
 def _belong_together(certificate: Path, key: Path) -> bool:

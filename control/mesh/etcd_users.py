@@ -18,7 +18,9 @@ from router.policies.model import REPORTS_PREFIX
 from router.store.model import (
     CELL_HEALTH_PREFIX,
     CHANNEL_BREAKERS_PREFIX,
+    JOINED_CELLS_PREFIX,
     KEYS_PREFIX,
+    LEAVING_CELLS_PREFIX,
     LIVE_CELLS_PREFIX,
     OWN_KEYS_PREFIX,
 )
@@ -34,6 +36,8 @@ def cell_keys(cell: str) -> tuple[tuple[str, bool], ...]:
     """What a cell writes: keys, and whether each is a prefix. Its relay's reports are its own."""
     return (
         (f"{LIVE_CELLS_PREFIX}{cell}", False),
+        (f"{LEAVING_CELLS_PREFIX}{cell}", False),
+        (f"{JOINED_CELLS_PREFIX}{cell}/", True),
         (f"{CELL_HEALTH_PREFIX}{cell}/", True),
         (f"{REPORTS_PREFIX}{cell}-", True),
         (f"{CHANNEL_BREAKERS_PREFIX}{cell}/", True),

@@ -167,6 +167,8 @@ def _controller(
         "automatic_failover": options.automatic_failover,
         "edge_listen": state.address("envoy"),
         "edge_ranges": {"deny": options.edge_denied},
+        # A laptop's user watches.
+        "give_back_after_s": 2.0,
         "mesh": state.data,
     }
 

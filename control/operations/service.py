@@ -84,6 +84,7 @@ async def start_operation(
     if beside is not None:
         change.expect.update(beside.expect)
         change.puts.update(beside.puts)
+        change.deletes += beside.deletes
     record = audit_record(actor, f"operation.{wish.kind}", _detail(operation, wish), reason)
     change.puts.update(audit_put(record))
     if await _commit(store, change) is None:

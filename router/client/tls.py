@@ -1,7 +1,8 @@
-"""Paths of a workload's certificate: PEM files, reread by gRPC when they are rotated."""
+"""Paths of a workload's certificate: PEM files, read again when they are rotated."""
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,16 @@ class TlsFiles:
             Path(self.key).read_bytes(),
             Path(self.certificate).read_bytes(),
         )
+
+    def client_context(self) -> ssl.SSLContext:
+        """For clients that are not gRPC's: shows the certificate, and checks the server's name."""
+        context = ssl.create_default_context(cafile=self.ca)
+        self.show_in(context)
+        return context
+
+    def show_in(self, context: ssl.SSLContext) -> None:
+        """The certificate as it is now, for the handshakes to come. Raises OSError."""
+        context.load_cert_chain(self.certificate, self.key)
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         ca, key, certificate = self._read()

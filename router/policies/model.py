@@ -49,6 +49,7 @@ class PolicyKind(StrEnum):
     RISK_FEATURES = "risk-features"
     RISK_MODEL = "risk-model"
     SIGNATURES = "signatures"
+    FORECAST = "forecast"
 
 
 RISK_KINDS = frozenset(
@@ -334,6 +335,29 @@ class SignatureMode(StrEnum):
 
 @_DOCUMENT
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """A time of more load than what was before it foretells: Double 11 begins within a second."""
+
+    begin: AwareDatetime
+    end: AwareDatetime
+    # Processes of each cell, no fewer than these, from `warm_s` before the beginning.
+    workers: Annotated[int, Field(ge=1, le=1024)]
+
+
+@_DOCUMENT
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What load will come when. Within a cell's `workers_max`, and by each machine's clock: one
+    that is a second wrong warms up a second late."""
+
+    times: Annotated[tuple[Expected, ...], Field(max_length=256)] = ()
+    cells: Cells = ()
+    # To start a process, to connect and to fill its caches takes some seconds.
+    warm_s: Annotated[float, Field(ge=0, le=86_400)] = 120.0
+
+
+@_DOCUMENT
+@dataclass(frozen=True, slots=True)
 class Signatures:
     """Whether requests that come in at the edge must be signed by a merchant (docs/signing.md).
 
@@ -362,6 +386,7 @@ Document = (
     | ChannelPolicy
     | ChoicePolicy
     | Signatures
+    | Forecast
     | RiskDocument
 )
 

@@ -27,6 +27,7 @@ from router.policies.model import (
     Degradation,
     Document,
     Feature,
+    Forecast,
     Keys,
     Limits,
     Mode,
@@ -58,6 +59,7 @@ _TYPES: Mapping[PolicyKind, type[Document]] = {
     PolicyKind.RISK_FEATURES: FeatureSet,
     PolicyKind.RISK_MODEL: RiskModel,
     PolicyKind.SIGNATURES: Signatures,
+    PolicyKind.FORECAST: Forecast,
 }
 _HARM = {Mode.ON: 0, Mode.DEFERRED: 1, Mode.OFF: 2}
 # The least important go first. What a higher class loses, a lower one has lost before.
@@ -85,7 +87,7 @@ _NEVER_OFF = frozenset({Feature.NOTIFICATION})
 
 D = TypeVar(
     "D", Traffic, Breakers, Degradation, Limits, Keys, ChannelPolicy, ChoicePolicy,
-    Signatures, RuleSet, RiskList, FeatureSet, RiskModel,
+    Signatures, Forecast, RuleSet, RiskList, FeatureSet, RiskModel,
 )  # fmt: skip
 
 
@@ -193,6 +195,8 @@ def _contradictions(document: Document) -> list[Violation]:
             return _of_channel(document)
         case ChoicePolicy():
             return _of_choice(document)
+        case Forecast():
+            return _of_forecast(document)
         case (
             Breakers() | Keys() | Signatures() | RuleSet() | RiskList() | FeatureSet() | RiskModel()
         ):
@@ -331,6 +335,14 @@ def _of_choice(document: ChoicePolicy) -> list[Violation]:
         what = "is less than half_life_s"
         found.append(Violation("document.usual_half_life_s", what))
     return found
+
+
+def _of_forecast(document: Forecast) -> list[Violation]:
+    return [
+        Violation(f"document.times[{number}].end", "must be after begin")
+        for number, item in enumerate(document.times)
+        if item.end <= item.begin
+    ]
 
 
 def envelope(text: str, *, reason: str, actor: str, time_ms: int) -> str:

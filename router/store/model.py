@@ -13,6 +13,12 @@ SLOT_MAP_KEY = "/cellpay/slotmap"
 PREFERRED_SLOT_MAP_KEY = "/cellpay/slotmap-preferred"
 DECLARED_CELLS_PREFIX = "/cellpay/cells/declared/"
 LIVE_CELLS_PREFIX = "/cellpay/cells/live/"
+# Cell and process → its address, of processes that joined it from elsewhere, under their leases.
+JOINED_CELLS_PREFIX = "/cellpay/cells/joined/"
+# Cells that were told to end, under their leases: their slots are moved away.
+LEAVING_CELLS_PREFIX = "/cellpay/cells/leaving/"
+# Cells whose slots were moved away for that: they are given back to who comes again.
+AWAY_CELLS_PREFIX = "/cellpay/cells/away/"
 # Of each process of a cell: how its payments fare.
 CELL_HEALTH_PREFIX = "/cellpay/cells/health/"
 # Cells that were failed over without being asked: until they are restored they are held out.

@@ -6,6 +6,7 @@ Offline: `kubectl kustomize` builds, kubernetes-validate knows the schemas.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -17,16 +18,19 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from cells.settings import CellSettings
 from cells.settings import read_settings as read_cell_settings
 from control.settings import read_settings as read_controller_settings
 from router.identity import spiffe_id
 from router.render import render
 
 ROOT = Path(__file__).parents[2] / "deploy" / "kubernetes"
+CODE = Path(__file__).parents[2]
+USERS = CODE / "deploy" / "cockroachdb" / "users.sql"
 REGIONS = ("region-a", "region-b", "region-c")
 SCHEMAS = "1.33"
-# Secrets that the platform makes, and no Certificate (overlays/README.md).
-GIVEN_SECRETS = {"database-client"}
+# Kinds that the platform brings: cert-manager, KEDA, the Prometheus operator.
+OTHERS = ("cert-manager.io", "keda.sh", "monitoring.coreos.com")
 pytestmark = pytest.mark.skipif(
     shutil.which("kubectl") is None, reason="kubectl builds the overlays; it is not here"
 )
@@ -58,8 +62,8 @@ each_region = pytest.mark.parametrize("region", REGIONS)
 @each_region
 def test_every_document_fits_its_schema(region: str) -> None:
     for document in _built(region):
-        if document["apiVersion"].startswith("cert-manager.io"):
-            # No schema of Kubernetes' own; what matters of it is tested below.
+        if document["apiVersion"].startswith(OTHERS):
+            # No schema of Kubernetes' own; what matters of them is tested below.
             continue
         kubernetes_validate.validate(document, SCHEMAS, strict=True)
 
@@ -69,7 +73,7 @@ def test_pods_are_locked_down(region: str) -> None:
     (namespace,) = _of(region, "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     pods = list(_pods(region))
-    assert len(pods) == 8
+    assert len(pods) == 9
     for name, _, spec in pods:
         assert spec["automountServiceAccountToken"] is False, name
         assert spec["securityContext"]["runAsNonRoot"], name
@@ -144,7 +148,7 @@ def test_the_network_is_closed_but_for_what_each_needs(region: str) -> None:
 @each_region
 def test_pods_refer_only_to_what_is_there(region: str) -> None:
     config_maps = {item["metadata"]["name"] for item in _of(region, "ConfigMap")}
-    secrets = {item["spec"]["secretName"] for item in _of(region, "Certificate")} | GIVEN_SECRETS
+    secrets = {item["spec"]["secretName"] for item in _of(region, "Certificate")}
     accounts = {item["metadata"]["name"] for item in _of(region, "ServiceAccount")}
     for name, _, spec in _pods(region):
         assert spec["serviceAccountName"] in accounts
@@ -169,29 +173,57 @@ def test_certificates_carry_the_identities_that_the_code_pins(region: str) -> No
     assert uris["edge"] == [spiffe_id("edge", "edge")]
 
 
+@each_region
+def test_the_database_knows_each_by_its_certificates_common_name(region: str) -> None:
+    names = {
+        item["spec"]["secretName"]: item["spec"]["commonName"]
+        for item in _of(region, "Certificate")
+    }
+    users = set(re.findall(r"CREATE USER IF NOT EXISTS (\w+)", USERS.read_text()))
+    for name, _, spec in _pods(region):
+        for container in spec["containers"]:
+            environment = {item["name"]: item.get("value") for item in container.get("env", ())}
+            if "PGSSLCERT" in environment:
+                (secret,) = [
+                    volume["secret"]["secretName"]
+                    for volume in spec["volumes"]
+                    if volume["name"] == "tls"
+                ]
+                assert names[secret] in users, name
+                assert environment["PGSSLCERT"] == "/run/tls/tls.crt"
+    (job,) = _of(region, "Job")
+    url = job["spec"]["template"]["spec"]["containers"][0]["args"][-1]
+    assert url.startswith("cockroachdb+asyncpg://migrate@")
+
+
 def _settings(region: str, prefix: str, into: Path) -> None:
     for item in _of(region, "ConfigMap"):
         if item["metadata"]["name"].startswith(prefix):
             for name, text in item["data"].items():
-                # The secret lies where the test may write.
-                moved = text.replace("/run/secrets/database", str(into))
-                (into / name).write_text(moved, encoding="utf-8")
+                (into / name).write_text(text, encoding="utf-8")
+
+
+def _cell_settings(region: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CellSettings:
+    (values,) = [item for item in _of(region, "ConfigMap") if item["metadata"]["name"] == "region"]
+    for name, value in {**values["data"], "POD_IP": "10.1.2.3", "POD_NAME": "pod-0"}.items():
+        monkeypatch.setenv(name, value)
+    for prefix in ("cell-settings", "controller-settings", "edge-settings"):
+        _settings(region, prefix, tmp_path)
+    return read_cell_settings(tmp_path / "cell.json")
 
 
 @each_region
 def test_settings_are_what_the_code_reads(
     region: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "url").write_text("cockroachdb+asyncpg://cellpay@database:26257/cellpay\n")
-    (values,) = [item for item in _of(region, "ConfigMap") if item["metadata"]["name"] == "region"]
-    for name, value in {**values["data"], "POD_IP": "10.1.2.3", "POD_NAME": "pod-0"}.items():
-        monkeypatch.setenv(name, value)
-    for prefix in ("cell-settings", "controller-settings", "edge-settings"):
-        _settings(region, prefix, tmp_path)
-    cell = read_cell_settings(tmp_path / "cell.json")
+    cell = _cell_settings(region, tmp_path, monkeypatch)
+    assert cell.nats_url.startswith("tls://")
+    assert cell.nats_tls is not None
+    assert "ssl_ca_certs" in cell.redis_url
     assert (cell.cell, cell.region) == (region.removeprefix("region-"), region)
     assert cell.listen == "10.1.2.3:7400"
-    assert cell.database_url.startswith("cockroachdb+asyncpg://")
+    assert cell.database_url.startswith("cockroachdb+asyncpg://cell@")
+    assert cell.database_url.endswith("?ssl=verify-full")
     assert len(cell.etcd.split(",")) == 3
     controller = read_controller_settings(tmp_path / "controller.json")
     assert controller.cells == {"a": "region-a", "b": "region-b", "c": "region-c"}
@@ -203,6 +235,62 @@ def test_settings_are_what_the_code_reads(
     json.dumps(edge)
 
 
+@each_region
+def test_processes_come_by_a_metric_that_cells_tell(region: str) -> None:
+    cell = region.removeprefix("region-")
+    told = (CODE / "cells" / "metrics.py").read_text()
+    (scaled,) = _of(region, "ScaledObject")
+    queries = [trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]]
+    assert len(queries) == 2
+    for query in queries:
+        (name,) = re.findall(r"\bcellpay_[a-z_]+", query)
+        assert f'"{name.removesuffix("_total")}"' in told
+        assert f'cell="{cell}"' in query
+    target = scaled["spec"]["scaleTargetRef"]
+    (deployment,) = [
+        item for item in _of(region, "Deployment") if item["metadata"]["name"] == target["name"]
+    ]
+    # Each apply would set it back.
+    assert "replicas" not in deployment["spec"]
+    assert "--join" in deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    (monitor,) = _of(region, "PodMonitor")
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    assert wanted <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    assert monitor["spec"]["podMetricsEndpoints"][0]["relabelings"] == [
+        {"targetLabel": "cell", "replacement": cell}
+    ]
+
+
+@each_region
+def test_a_pod_is_given_the_time_that_its_settings_take_to_leave(
+    region: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = _cell_settings(region, tmp_path, monkeypatch)
+    grace_s = {
+        name: spec["terminationGracePeriodSeconds"]
+        for name, labels, spec in _pods(region)
+        if labels["app.kubernetes.io/name"] == "cell"
+    }
+    leaving = cell.leaving
+    assert leaving.grace_s > 0
+    assert grace_s["cell"] > leaving.grace_s + leaving.empty_max_s + cell.lease_ttl_s
+    assert grace_s["cell-more"] > cell.elasticity.leave_max_s + cell.lease_ttl_s
+    # A charge waits for its bank.
+    assert leaving.empty_max_s > cell.banking.wait_max_s + cell.banking.answer_timeout_s
+    assert cell.elasticity.workers_max >= cell.workers
+
+
+def test_pods_of_a_cell_are_selected_by_one_owner_each() -> None:
+    selectors = [
+        item["spec"]["selector"]["matchLabels"]
+        for kind in ("StatefulSet", "Deployment")
+        for item in _of("region-a", kind)
+    ]
+    for one in selectors:
+        others = [other for other in selectors if other is not one]
+        assert not any(one.items() <= other.items() for other in others), one
+
+
 def test_regions_differ_only_in_their_names() -> None:
     texts = set()
     for region in REGIONS:
@@ -212,6 +300,9 @@ def test_regions_differ_only_in_their_names() -> None:
             if item["kind"] == "ConfigMap":
                 text = text.replace(json.dumps(item), "")
         cell = region.removeprefix("region-")
-        texts.add(text.replace(region, "region").replace(f"/cell/{cell}", "/cell/").replace(
-            f"/controller/{cell}", "/controller/"))  # fmt: skip
+        text = text.replace(region, "region")
+        for named in (f"/cell/{cell}", f"/controller/{cell}", f'cell=\\"{cell}\\"',
+                      f'"replacement": "{cell}"'):  # fmt: skip
+            text = text.replace(named, "")
+        texts.add(text)
     assert len(texts) == 1

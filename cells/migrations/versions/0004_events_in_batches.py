@@ -12,6 +12,8 @@ revision = "0004"
 down_revision = "0003"
 branch_labels = None
 depends_on = None
+# The first version that has the tables as they are from here on.
+contract = "0.1.0"
 
 # A batch of one for each event that is there. JSON_BUILD_OBJECT is both engines'.
 _CONVERT = """
