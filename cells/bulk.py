@@ -15,14 +15,22 @@ from cells.ledger.worker import Lanes
 from router.errors import Refusal, Violation, bad_request
 from router.guard import SlotsHere
 from router.tally import Tally
+from router.tracing.current import error_of
+from router.tracing.model import Root, SpanKind
+from router.tracing.tracer import Tracer
 
 REQUESTS_MAX = 1000
+# A span's name, and the traceparent that came with the request; empty: none did.
+TraceOf = tuple[str, str]
 
 Request = TypeVar("Request")
 
 
 class Bulk:
-    def __init__(self, lanes: Lanes, here: SlotsHere, tally: Tally) -> None:
+    def __init__(
+        self, lanes: Lanes, here: SlotsHere, tally: Tally, tracer: Tracer | None = None
+    ) -> None:
+        self._tracer = tracer
         self._lanes = lanes
         self._here = here
         self._tally = tally
@@ -33,10 +41,12 @@ class Bulk:
         requests: Sequence[Request],
         command_of: Callable[[Request], Command],
         timeout_s: float | None,
+        trace_of: Callable[[Request], TraceOf] | None = None,
     ) -> list[Any]:
         """Each request's resource, or the Refusal that is its outcome, in their order.
 
         `field` holds the requests; `command_of` raises Refusal for a request that is wrong.
+        `trace_of`: for requests that belong to traces of their own, not to the call's.
         """
         if len(requests) > REQUESTS_MAX:
             much = f"has {len(requests)} items; at most {REQUESTS_MAX}"
@@ -44,6 +54,8 @@ class Bulk:
         outcomes: list[Any] = [None] * len(requests)
         commands: list[Command] = []
         places: list[int] = []
+        roots: list[Root | None] = []
+        tracer = self._tracer if trace_of is not None else None
         try:
             for place, request in enumerate(requests):
                 try:
@@ -54,10 +66,12 @@ class Bulk:
                 else:
                     commands.append(command)
                     places.append(place)
+                    if tracer is not None and trace_of is not None:
+                        roots.append(_begin(tracer, *trace_of(request), command.slot))
             found: list[Any] = []
             new = [command.slot in self._here.newcomers for command in commands]
             with self._tally.many(found, new):
-                found += await self._lanes.submit_many(commands, timeout_s)
+                found += await self._lanes.submit_many(commands, timeout_s, roots)
         finally:
             for command in commands:
                 self._here.leave(command.slot)
@@ -66,7 +80,22 @@ class Bulk:
                 outcomes[place] = outcome if isinstance(outcome, Refusal) else resource_of(outcome)
             except Refusal as refusal:
                 outcomes[place] = refusal
+        if tracer is not None:
+            for place, root in zip(places, roots, strict=True):
+                if root is not None:
+                    outcome = outcomes[place]
+                    failed = isinstance(outcome, Refusal)
+                    tracer.end(root, error_of(outcome) if failed else "")
         return outcomes
+
+
+def _begin(tracer: Tracer, name: str, traceparent: str, slot: int) -> Root | None:
+    """None for a request that came without a trace: the call's own says enough of it."""
+    if not traceparent:
+        return None
+    root = tracer.begin(name, SpanKind.SERVER, traceparent)
+    root.slot = slot
+    return root
 
 
 def status_bytes(refusal: Refusal) -> bytes:

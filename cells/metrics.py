@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import aiohttp
 import structlog
@@ -19,7 +19,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from cells.ledger.worker import Lanes
 from cells.policing import Policing
 from router.guard import SlotsHere
-from router.metrics import Calls, Metrics, Source, counter, gauge, merged
+from router.metrics import (
+    CONTENT_TYPE,
+    OPENMETRICS_TYPE,
+    Metrics,
+    Source,
+    counter,
+    gauge,
+    merged,
+)
 from router.probes import Probes
 
 log = structlog.get_logger(__name__)
@@ -146,34 +154,38 @@ class Telling:
     def __init__(
         self,
         watched: CellMetrics,
-        calls: Calls,
+        sources: Sequence[Source],
         business: BusinessMetrics | None,
         siblings: Callable[[], Mapping[str, str]],
     ) -> None:
-        """`siblings`: process → host:port of its own page."""
+        """`sources`: of this process, beside those. `siblings`: process → host:port of its page."""
         self._business = business
         self._siblings = siblings
-        sources: list[Source] = [calls, watched]
-        if business is not None:
-            sources.append(business)
-        self._metrics = Metrics(*sources)
+        of_cell = [business] if business is not None else []
+        self._metrics = Metrics(*sources, watched, *of_cell)
         self.probes = Probes(watched.here.takes_work, self.page)
 
-    async def page(self) -> str:
+    async def page(self, openmetrics: bool) -> str:
         if self._business is None:
-            return self._metrics.render()
+            return self._metrics.render(openmetrics=openmetrics)
         await self._business.refresh()
         others = self._siblings()
-        pages = await asyncio.gather(*(_page_at(address) for address in others.values()))
-        return merged([("0", self._metrics.render()), *zip(others, pages, strict=True)])
+        pages = await asyncio.gather(
+            *(_page_at(address, openmetrics) for address in others.values())
+        )
+        own = self._metrics.render(openmetrics=openmetrics)
+        return merged([("0", own), *zip(others, pages, strict=True)], openmetrics=openmetrics)
 
 
-async def _page_at(address: str) -> str:
+async def _page_at(address: str, openmetrics: bool) -> str:
     """Empty when that process does not answer: it is starting, or ending."""
     try:
         async with (
             aiohttp.ClientSession(timeout=_SIBLING_TIMEOUT) as client,
-            client.get(f"http://{address}/metrics") as answer,
+            client.get(
+                f"http://{address}/metrics",
+                headers={"accept": OPENMETRICS_TYPE if openmetrics else CONTENT_TYPE},
+            ) as answer,
         ):
             return await answer.text()
     except (aiohttp.ClientError, TimeoutError):

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,14 @@ from router.admission.gate import Admission
 from router.client import CallPolicy, Mesh, connect
 from router.guard import GuardedServer, SlotsHere
 from router.logs import configure_logs
-from router.metrics import Calls
+from router.metrics import Calls, tracing_metrics
 from router.policies.model import Dependency, Feature, Mode
 from router.standard import add_standard_services
 from router.store.etcd import connect_etcd
 from router.store.model import Store
 from router.tally import Tally
+from router.tracing import Tracer
+from router.tracing.export import open_tracer
 
 log = structlog.get_logger(__name__)
 
@@ -140,6 +142,7 @@ class Guarding:
     admission: Admission
     tally: Tally
     calls: Calls
+    tracer: Tracer | None
 
 
 async def serve(settings: CellSettings, role: Role) -> None:
@@ -151,20 +154,19 @@ async def serve(settings: CellSettings, role: Role) -> None:
     policing, choosing = _policing(store, settings, role, lanes)
     # A cell is called itself, so it does not retry: recovery and its own callers do (pitfall 24).
     inner = CallPolicy(retries=False, timeout_s=settings.transfers.branch_call_timeout_s)
-    async with connect(settings.xds_bootstrap, policy=inner, fallback=settings.tls) as mesh:
+    async with _mesh(settings, role, inner) as (mesh, tracer):
         branches = BranchCalls(mesh.participants, here, settings.transfers.branch_call_timeout_s)
         coordinator = Coordinator(lanes, branches, settings.transfers)
         refunding = _refunding(lanes, mesh, settings, policing)
         recovery = Recovery(read_engine, here, coordinator, refunding, settings.transfers)
         vault = Vault(lanes, read_engine, open_kms(settings.vault.keystore))
         banking = Banking(settings, lanes, read_engine, here, vault, policing, choosing, mesh)
-        guarding = Guarding(here, policing.admission, Tally(), Calls())
+        guarding = Guarding(here, policing.admission, Tally(), Calls(), tracer)
         health_servicer = health.aio.HealthServicer()
         services = _services(
             lanes,
             read_engine,
-            here,
-            guarding.tally,
+            guarding,
             coordinator,
             refunding,
             recovery,
@@ -208,6 +210,19 @@ async def serve(settings: CellSettings, role: Role) -> None:
             await store.close()
             for engine in (lane_engine, read_engine):
                 await engine.dispose()
+
+
+@contextlib.asynccontextmanager
+async def _mesh(
+    settings: CellSettings, role: Role, policy: CallPolicy
+) -> AsyncIterator[tuple[Mesh, Tracer | None]]:
+    """The way to other cells, and where traces go; None where nothing is recorded."""
+    of = {"cell": settings.cell, "region": settings.region, "process": role.name(settings.cell)}
+    with open_tracer(settings.tracing, "cellpay-cell", **of) as tracer:
+        async with connect(
+            settings.xds_bootstrap, policy=policy, fallback=settings.tls, tracer=tracer
+        ) as mesh:
+            yield mesh, tracer
 
 
 def _run_in(
@@ -341,7 +356,8 @@ def _telling(
 ) -> Telling:
     watched = CellMetrics(guarding.here, lanes, policing)
     business = BusinessMetrics(engine.primary, guarding.here) if role.is_first else None
-    return Telling(watched, guarding.calls, business, lambda: workers.probes)
+    traces = tracing_metrics(guarding.tracer)
+    return Telling(watched, (guarding.calls, traces), business, lambda: workers.probes)
 
 
 async def _live_with_the_first(
@@ -363,8 +379,7 @@ async def _live_with_the_first(
 def _services(
     lanes: Lanes,
     engine: ReadEngine,
-    here: SlotsHere,
-    tally: Tally,
+    guarding: Guarding,
     coordinator: Coordinator,
     refunding: Refunding,
     recovery: Recovery,
@@ -372,7 +387,8 @@ def _services(
     settings: CellSettings,
 ) -> list[tuple[Callable[..., None], Any]]:
     """Each service with the generated function that adds it to a server."""
-    bulk = Bulk(lanes, here, tally)
+    here = guarding.here
+    bulk = Bulk(lanes, here, guarding.tally, guarding.tracer)
     notifications = NotificationsService(lanes, engine, bulk, allow_private=settings.development)
     return [
         (
@@ -418,6 +434,7 @@ def _server(
         admission=guarding.admission,
         tallies=dict.fromkeys(_TALLIED, guarding.tally),
         calls=guarding.calls,
+        tracer=guarding.tracer,
     )
     for add, service in services:
         add(service, guarded)

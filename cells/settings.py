@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from cells.channels.model import ChannelSettings
 from router.client.tls import TlsFiles
 from router.documents import read_document
+from router.tracing.model import TracingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,7 @@ class CellSettings:
     # The banks that it reaches; empty: it takes no charges and no payouts.
     channels: tuple[ChannelSettings, ...] = ()
     vault: VaultSettings = field(default_factory=VaultSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
 
 
 def read_settings(path: Path) -> CellSettings:

@@ -55,7 +55,7 @@ from control.view import View
 from control.xds.saved import KeptSnapshots
 from control.xds.server import XdsServer
 from control.xds.traffic import traffic_of
-from control.xds.translate import Topology, read_edge_lua
+from control.xds.translate import Topology, edge_tracing_of, read_edge_lua
 from router.client.tls import TlsFiles
 from router.guard import GuardedServer, SlotsHere
 from router.identity import spiffe_id
@@ -102,6 +102,7 @@ async def serve(settings: ControllerSettings) -> None:
     cases = CaseStore(make_fence_engine(settings.database_url, f"cellpay-{settings.name}-cases"))
     xds = XdsServer()
     lua = read_edge_lua()
+    edge_tracing = edge_tracing_of(settings.tracing)
     view = View(store)
 
     def publish() -> None:
@@ -110,7 +111,8 @@ async def serve(settings: ControllerSettings) -> None:
                 cell: view.detours.get(cell, live.addresses) for cell, live in view.live.items()
             }
             traffic = traffic_of(policies.now)
-            xds.publish(Topology(view.slot_map, endpoints, settings.edge_listen, lua, traffic))
+            slot_map, listen = view.slot_map, settings.edge_listen
+            xds.publish(Topology(slot_map, endpoints, listen, lua, traffic, edge_tracing))
             kept.changed.set()
 
     kept = KeptSnapshots(settings.snapshot, xds)

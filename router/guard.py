@@ -28,10 +28,15 @@ from router.admission.gate import Admission
 from router.errors import Refusal, Violation, abort, bad_request
 from router.home import SlotFinder, find_method, home_field, is_bulk, slot_finder
 from router.identity import caller_of
-from router.metrics import Calls
+from router.metrics import Calls, SlotCalls
 from router.slotmap import SlotMap
 from router.slots import SLOT_COUNT, SlotRange
 from router.tally import Tally
+from router.tracing.calls import attributes_of, traceparent_of
+from router.tracing.current import current
+from router.tracing.model import Root, SpanKind
+from router.tracing.rules import failure_of
+from router.tracing.tracer import Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -208,14 +213,17 @@ class GuardedServer:
         admission: Admission | None = None,
         tallies: Mapping[str, Tally] | None = None,
         calls: Calls | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """`callers`: full service name → the only kinds of caller (SPIFFE path) that may call.
 
         `faults`: exceptions of outside systems → what the caller hears of them. `admission`: the
         policies' limits, before the slot is looked at. `tallies`: full service name → where its
-        calls are counted. `calls`: where all are, for metrics.
+        calls are counted. `calls`: where all are, for metrics. `tracer`: where each call is a
+        span; None: nowhere.
         """
         self._calls = calls or Calls()
+        self._tracer = tracer
         self._admission = admission
         self._server = server
         self._here = here
@@ -259,13 +267,17 @@ class GuardedServer:
             # Bulk has an outcome for each of its many, and counts them itself.
             behaviour = self._tallies[service].watch(behaviour, self._is_newcomer(finder))
         if finder is not None and not bulk:
-            behaviour = _at_home(self._here, finder, field or "", behaviour)
+            counted = self._calls.of_slots(f"{service}/{name}")
+            behaviour = _at_home(self._here, finder, field or "", behaviour, counted)
         if self._admission is not None and method and not handler.request_streaming:
             name_in_full = f"{service}/{name}"
             behaviour = self._admission.wrap(name_in_full, method.input_type, behaviour, bulk=bulk)
-        behaviour = _answering(
-            f"{service}/{name}", self._callers.get(service), self._faults, behaviour, self._calls
+        # A stream lives as long as its caller likes: it is no request to be slow.
+        tracer = None if handler.request_streaming else self._tracer
+        answering = _Answering(
+            f"{service}/{name}", self._callers.get(service), self._faults, self._calls, tracer
         )
+        behaviour = answering.wrap(behaviour)
         make = (
             grpc.stream_stream_rpc_method_handler
             if handler.request_streaming
@@ -278,63 +290,106 @@ class GuardedServer:
         )
 
 
-def _at_home(here: SlotsHere, finder: SlotFinder, field: str, behaviour: Behaviour) -> Behaviour:
+def _at_home(
+    here: SlotsHere, finder: SlotFinder, field: str, behaviour: Behaviour, counted: SlotCalls
+) -> Behaviour:
     async def guarded(request: Any, context: Any) -> Any:
         try:
             slot = finder(request)
         except ValueError as error:
             raise bad_request([Violation(field, str(error))]) from None
+        scope = current.get()
+        if isinstance(scope, Root):
+            scope.slot = slot
         await here.enter(slot)
+        began = time.perf_counter()
+        code = "INTERNAL"
         try:
-            return await behaviour(request, context)
+            answer = await behaviour(request, context)
+            code = "OK"
+            return answer
+        except Refusal as refusal:
+            code = refusal.code.name
+            raise
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
         finally:
             here.leave(slot)
+            counted.note(slot, code, time.perf_counter() - began)
 
     return guarded
 
 
-def _answering(
-    name: str,
-    callers: Sequence[str] | None,
-    faults: Mapping[type[Exception], Callable[[Any], Refusal]],
-    behaviour: Behaviour,
-    calls: Calls,
-) -> Behaviour:
-    """Turns refusals into statuses and faults into an INTERNAL that says nothing (pitfall 34)."""
+class _Answering:
+    """Turns refusals into statuses and faults into an INTERNAL that says nothing (pitfall 34);
+    counts each call, and makes it the root of what its trace has here."""
 
-    async def answer(request: Any, context: Any) -> Any:
-        began = time.perf_counter()
-        code = "OK"
-        try:
-            require_wellformed(request)
-            if callers is not None:
-                _authorise(context, callers)
-            return await behaviour(request, context)
-        except Refusal as refusal:
-            code = refusal.code.name
-            await abort(context, refusal)
-        except (asyncio.CancelledError, grpc.aio.AbortError):
+    def __init__(
+        self,
+        name: str,
+        callers: Sequence[str] | None,
+        faults: Mapping[type[Exception], Callable[[Any], Refusal]],
+        calls: Calls,
+        tracer: Tracer | None,
+    ) -> None:
+        self._name = name
+        self._callers = callers
+        self._faults = faults
+        self._fault_types = tuple(faults)
+        self._calls = calls
+        self._tracer = tracer
+
+    def wrap(self, behaviour: Behaviour) -> Behaviour:
+        tracer, name, calls = self._tracer, self._name, self._calls
+
+        async def answer(request: Any, context: Any) -> Any:
+            began = time.perf_counter()
+            refusal: Refusal | None = None
             code = "CANCELLED"
-            raise
-        except tuple(faults) as error:
-            heard = faults[type(error)](error)
-            code = heard.code.name
-            await abort(context, heard)
-        except Exception:
-            code = "INTERNAL"
-            log.exception("a request failed", method=name)
-            await abort(
-                context,
-                Refusal(
-                    grpc.StatusCode.INTERNAL,
-                    "INTERNAL",
-                    "the cell failed; retry with the same idempotency key to learn the outcome",
-                ),
-            )
-        finally:
-            calls.note(name, code, time.perf_counter() - began)
+            root = None
+            if tracer is not None:
+                root = tracer.begin(name, SpanKind.SERVER, traceparent_of(context))
+                token = current.set(root)
+            response = None
+            try:
+                require_wellformed(request)
+                if self._callers is not None:
+                    _authorise(context, self._callers)
+                response = await behaviour(request, context)
+                code = "OK"
+                return response
+            except (asyncio.CancelledError, grpc.aio.AbortError):
+                raise
+            except Exception as error:
+                refusal = self._heard(error)
+                code = refusal.code.name
+                await abort(context, refusal)
+            finally:
+                trace_id = 0
+                if root is not None and tracer is not None:
+                    current.reset(token)
+                    failure = failure_of(code, refusal.reason if refusal else "")
+                    if tracer.end(
+                        root, failure, lambda: attributes_of(name, code, request, response)
+                    ):
+                        trace_id = root.trace.trace_id
+                calls.note(name, code, time.perf_counter() - began, trace_id)
 
-    return answer
+        return answer
+
+    def _heard(self, error: Exception) -> Refusal:
+        """What the caller hears of it."""
+        if isinstance(error, Refusal):
+            return error
+        if isinstance(error, self._fault_types):
+            return self._faults[type(error)](error)
+        log.exception("a request failed", method=self._name)
+        return Refusal(
+            grpc.StatusCode.INTERNAL,
+            "INTERNAL",
+            "the cell failed; retry with the same idempotency key to learn the outcome",
+        )
 
 
 def _authorise(context: Any, callers: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from cells.notifications.consumer import Deliveries
 from cells.outbox.worker import OutboxRelay
 from cells.settings import OutboxSettings
 from router.errors import Refusal
+from router.tracing.tracer import Tracer
 
 _AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 _STREAM_FAULTS = (nats.errors.Error, OSError, TimeoutError)
@@ -34,8 +35,9 @@ class BreakingOutbox(OutboxRelay):
         nats_url: str,
         settings: OutboxSettings,
         breaker: Breaker,
+        tracer: Tracer | None = None,
     ) -> None:
-        super().__init__(engine, cell, nats_url, settings)
+        super().__init__(engine, cell, nats_url, settings, tracer)
         self._breaker = breaker
 
     async def relay_rows(self, stream: Any) -> bool:

@@ -28,9 +28,13 @@ from cells.channels.model import (
 from cells.channels.rules import of_original
 from cells.settings import BankingSettings
 from router.errors import Refusal
+from router.tracing.current import span
+from router.tracing.model import SpanKind
 
 log = structlog.get_logger(__name__)
 
+# What a trace is kept for: the bank did not do what it was asked, or did not say.
+_FAILURES = frozenset({Verdict.DECLINED, Verdict.FAILED, Verdict.UNKNOWN})
 # An adapter keeps its time-out itself; this is for one that does not.
 _GRACE_S = 2.0
 
@@ -52,7 +56,8 @@ class Asking:
     ) -> Answer:
         """An authorisation or a payout, once. `written_at_s`: monotonic, before the commit."""
         try:
-            instrument = await self._vault.reveal(instrument_id, attempt.attempt_id)
+            with span("vault.reveal"):
+                instrument = await self._vault.reveal(instrument_id, attempt.attempt_id)
         except Refusal as refusal:
             log.warning("an instrument is not revealed", reason=refusal.reason)
             if refusal.code in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION}:
@@ -93,13 +98,19 @@ class Asking:
         if channel is None:
             return _not_sent("this cell does not reach that bank")
         timeout_s = self._settings.answer_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s + _GRACE_S):
-                return await channel.perform(request, timeout_s)
-        except Exception as error:
-            # It may have left: nothing else may be said of it.
-            log.error("an adapter failed", channel=name, error=type(error).__name__)
-            return Answer(Verdict.UNKNOWN, AnswerReason.TIMED_OUT)
+        with span(f"bank.{request.operation.lower()}", kind=SpanKind.CLIENT) as watching:
+            watching.note(channel=name, attempt_id=request.reference)
+            try:
+                async with asyncio.timeout(timeout_s + _GRACE_S):
+                    answer = await channel.perform(request, timeout_s)
+            except Exception as error:
+                # It may have left: nothing else may be said of it.
+                log.error("an adapter failed", channel=name, error=type(error).__name__)
+                answer = Answer(Verdict.UNKNOWN, AnswerReason.TIMED_OUT)
+            watching.note(verdict=str(answer.verdict), reason=str(answer.reason))
+            if answer.verdict in _FAILURES:
+                watching.fail(f"{answer.verdict} {answer.reason}")
+        return answer
 
 
 def _request(

@@ -37,6 +37,9 @@ from cells.notifications.store import Due, due_deliveries
 from cells.reading import ReadEngine
 from cells.settings import WebhookSettings
 from router.errors import Refusal
+from router.tracing.model import SpanKind
+from router.tracing.rules import TRACEPARENT
+from router.tracing.tracer import Tracer, root
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +78,9 @@ class Webhooks:
         settings: WebhookSettings,
         *,
         allow_private: bool,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._lanes = lanes
         self._engine = engine
         self._cell = cell
@@ -180,7 +185,15 @@ class Webhooks:
         )  # fmt: skip
         if claimed is None:
             return
-        answer = await send(session, claimed, item.endpoint, unix_s=int(time.time()))
+        with root(self._tracer, "webhook", SpanKind.CLIENT, claimed.traceparent) as watching:
+            answer = await send(
+                session,
+                claimed._replace(traceparent=watching.traceparent),
+                item.endpoint,
+                unix_s=int(time.time()),
+            )
+            watching.note(delivery_id=claimed.delivery_id, attempt=claimed.attempts)
+            watching.fail(answer.error)
         await self._note(claimed.merchant_id, answer)
         ended: Delivery = resource_of(
             await self._lanes.submit(
@@ -235,6 +248,7 @@ async def send(
 ) -> Answer:
     """Posts it once. Any 2xx is a yes; redirects are not followed."""
     headers = {
+        **({TRACEPARENT: delivery.traceparent} if delivery.traceparent else {}),
         "Content-Type": "application/json",
         "webhook-id": delivery.delivery_id,
         "webhook-timestamp": str(unix_s),

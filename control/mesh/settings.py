@@ -69,8 +69,9 @@ def write(state: MeshState, options: MeshOptions) -> None:
         else None
     )
     document = edge_bootstrap(
-        xds_servers, state.address("envoy.admin"), edge, "edge", spiffe_id("controller", ""), http
-    )
+        xds_servers, state.address("envoy.admin"), edge, "edge", spiffe_id("controller", ""), http,
+        options.tracing,
+    )  # fmt: skip
     _write_json(envoy_config(state), document)
 
 
@@ -161,6 +162,7 @@ def _controller(
         "automatic_failover": options.automatic_failover,
         "edge_listen": state.address("envoy"),
         "mesh": state.data,
+        "tracing": asdict(options.tracing),
     }
 
 
@@ -182,6 +184,7 @@ def _cell(
         "lease_ttl_s": options.lease_ttl_s,
         "development": True,
         "vault": {"keystore": str(_keystore(state))},
+        "tracing": asdict(options.tracing),
     }
 
 

@@ -1,0 +1,56 @@
+"""W3C's traceparent, who is in the sample, what counts as failed. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+TRACEPARENT = "traceparent"
+# https://www.w3.org/TR/trace-context/: later versions may add fields behind these.
+_SHAPE = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
+)
+_SHAPE_CHARACTERS_MAX = 256
+_RANDOM_BITS = 56
+_RANDOM = (1 << _RANDOM_BITS) - 1
+
+# Not the payment's failure: the mesh tries again elsewhere, and says so itself if it cannot.
+_ROUTING = frozenset({"SLOT_MOVED", "SLOT_MOVING", "NOT_HOME", "NOT_OWNER", "CELL_NOT_READY"})
+# Load that is shed before it was looked at. To record each would add to the load that it is shed
+# for; the caller's own trace has it, and a metric counts it.
+_SHED = "RESOURCE_EXHAUSTED"
+
+
+class Parent(NamedTuple):
+    trace_id: int
+    span_id: int
+    sampled: bool
+
+
+def parse_traceparent(text: str) -> Parent | None:
+    """None: it is none, and a new trace begins."""
+    if len(text) > _SHAPE_CHARACTERS_MAX:
+        return None
+    found = _SHAPE.fullmatch(text)
+    if found is None or (text.startswith("00") and len(text) != 55):
+        return None
+    trace_id, span_id, flags = found.groups()
+    return Parent(int(trace_id, 16), int(span_id, 16), bool(int(flags, 16) & 1))
+
+
+def threshold_of(ratio: float) -> int:
+    """For `is_sampled`."""
+    return round((1.0 - ratio) * (1 << _RANDOM_BITS))
+
+
+def is_sampled(trace_id: int, threshold: int) -> bool:
+    """Consistent probability sampling (OpenTelemetry's OTEP 235): the last 56 bits are random, and
+    who has a larger ratio keeps all that those with smaller ones keep."""
+    return trace_id & _RANDOM >= threshold
+
+
+def failure_of(code: str, reason: str) -> str:
+    """What to say of a call's end; empty: it is no failure to be kept for."""
+    if code in {"OK", _SHED} or reason in _ROUTING:
+        return ""
+    return f"{code} {reason}" if reason and reason != code else code
