@@ -120,9 +120,10 @@ class Consumer:
 
     async def _take(self, items: Sequence[_Item]) -> None:
         """Sees to it that each event has its delivery; where it has not, its message fails."""
-        request = pb.EnqueueDeliveriesRequest(deliveries=[item.request for item in items])
         try:
             with self._consuming(items):
+                deliveries = [item.request for item in items]
+                request = pb.EnqueueDeliveriesRequest(deliveries=deliveries)
                 answer = await self._deliveries.EnqueueDeliveries(request, timeout=_CALL_WAIT_S)
         except (grpc.aio.AioRpcError, Refusal) as error:
             for item in items:

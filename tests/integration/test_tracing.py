@@ -74,7 +74,8 @@ def tree(spans: list[Span]) -> dict[str, str]:
     return {
         called(span): called(names[span.parent_id]) if span.parent_id in names else ""
         for span in spans
-        if not span.name.startswith("ledger.")
+        # Attempts that failed, as in a mesh that has just come up, are nobody's parents.
+        if span.name != "attempt" and not span.name.startswith("ledger.")
     }
 
 
@@ -146,7 +147,7 @@ async def test_a_payment_through_envoy_is_one_trace_up_to_the_merchants_webhook(
     assert commit.attributes["cellpay.group.commit_ms"] >= 0
     assert served(spans, PAY).attributes["cellpay.payment_id"] == payment.payment_id
     assert served(spans, PAY).attributes["cellpay.slot"] == slot_of_id(order.order_id)
-    assert not [span for span in spans if span.error]
+    assert not [span for span in spans if span.error and span.name != "attempt"]
 
 
 def served(spans: list[Span], name: str) -> Span:
