@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # protoc's, because google/api comes from a Python package and not from buf's registry.
 DESCRIPTORS := gen/cellpay/descriptors.binpb
 
-.PHONY: default demo test quick lint types layers protos openapi reference up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench terraform drills clean install
+.PHONY: default demo test quick lint types layers protos openapi reference up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide trace-bench iso8583 reconcile-bench terraform drills clean install
 
 default: lint types layers quick
 
@@ -86,6 +86,9 @@ choice-sim: $(STAMP)  ## a day of charges with outages, under five ways to choos
 
 choice-decide: $(STAMP)  ## what one choice of a bank takes → bench/results/choice_decide.json
 	@$(BIN)/python -m tests.bench.choice_decide
+
+trace-bench: $(STAMP)  ## unary payments with traces and without, side by side → bench/results/tracing.json
+	@$(BIN)/python -m tests.bench.tracing
 
 iso8583: $(STAMP)  ## ISO 8583 messages a second through one connection and one core → bench/results/iso8583.json
 	@$(BIN)/python -m tests.bench.iso8583

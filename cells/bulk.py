@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from cells.answers import resource_of
-from cells.ledger.model import Command
+from cells.ledger.model import Command, Outcome
 from cells.ledger.worker import Lanes
 from router.errors import Refusal, Violation, bad_request
 from router.guard import SlotsHere
@@ -42,11 +42,13 @@ class Bulk:
         command_of: Callable[[Request], Command],
         timeout_s: float | None,
         trace_of: Callable[[Request], TraceOf] | None = None,
+        ended: Callable[[Outcome | Refusal], None] | None = None,
     ) -> list[Any]:
         """Each request's resource, or the Refusal that is its outcome, in their order.
 
         `field` holds the requests; `command_of` raises Refusal for a request that is wrong.
-        `trace_of`: for requests that belong to traces of their own, not to the call's.
+        `trace_of`: for requests that belong to traces of their own, not to the call's. `ended`
+        hears how each of them ended.
         """
         if len(requests) > REQUESTS_MAX:
             much = f"has {len(requests)} items; at most {REQUESTS_MAX}"
@@ -76,17 +78,25 @@ class Bulk:
             for command in commands:
                 self._here.leave(command.slot)
         for place, outcome in zip(places, found, strict=True):
-            try:
-                outcomes[place] = outcome if isinstance(outcome, Refusal) else resource_of(outcome)
-            except Refusal as refusal:
-                outcomes[place] = refusal
+            if ended is not None:
+                ended(outcome)
+            outcomes[place] = _answer_of(outcome)
         if tracer is not None:
             for place, root in zip(places, roots, strict=True):
-                if root is not None:
-                    outcome = outcomes[place]
-                    failed = isinstance(outcome, Refusal)
-                    tracer.end(root, error_of(outcome) if failed else "")
+                _end(tracer, root, outcomes[place])
         return outcomes
+
+
+def _answer_of(outcome: Outcome | Refusal) -> Any:
+    try:
+        return outcome if isinstance(outcome, Refusal) else resource_of(outcome)
+    except Refusal as refusal:
+        return refusal
+
+
+def _end(tracer: Tracer, root: Root | None, answer: Any) -> None:
+    if root is not None:
+        tracer.end(root, error_of(answer) if isinstance(answer, Refusal) else "")
 
 
 def _begin(tracer: Tracer, name: str, traceparent: str, slot: int) -> Root | None:

@@ -62,6 +62,45 @@ _QUERIES: Mapping[str, tuple[str, str]] = {
         "SELECT count(*) FROM refunds WHERE slot = ANY(:slots) AND state = 'pending'",
     ),
 }
+# By a label: (its name, a query of its values and their figures).
+_LABELLED: Mapping[str, tuple[str, str, str]] = {
+    "cellpay_holds": (
+        "Money on hold for transfers, payouts and refunds to cards: how many holds, by age.",
+        "age",
+        """SELECT CASE WHEN age < 10 THEN 'under 10 s' WHEN age < 60 THEN 'under 1 min'
+            WHEN age < 600 THEN 'under 10 min' WHEN age < 3600 THEN 'under 1 h'
+            WHEN age < 86400 THEN 'under 1 d' ELSE 'older' END, count(*)
+        FROM (SELECT EXTRACT(EPOCH FROM now() - since) AS age FROM (
+            SELECT created_at AS since FROM transfers
+            WHERE slot = ANY(:slots) AND state = 'trying'
+            UNION ALL SELECT created_at FROM payouts
+            WHERE slot = ANY(:slots) AND state = 'held'
+            UNION ALL SELECT created_at FROM charge_refunds
+            WHERE slot = ANY(:slots) AND state = 'held'
+            UNION ALL SELECT created_at FROM attempts
+            WHERE slot = ANY(:slots) AND state IN ('sent', 'pending', 'unknown')
+                AND operation IN ('payout', 'refund')
+        ) AS holds) AS aged GROUP BY 1""",
+    ),
+    # Of all cells, for breaks belong to no slot: each cell tells the same.
+    "cellpay_breaks": (
+        "Breaks of reconciliation that are not resolved, of the whole mesh, by state.",
+        "state",
+        "SELECT state, count(*) FROM reconciliation_breaks"
+        " WHERE state IN ('open', 'case', 'adjusting') GROUP BY state",
+    ),
+    "cellpay_breaks_oldest_seconds": (
+        "Age of the oldest break that is not resolved, of the whole mesh, by state.",
+        "state",
+        "SELECT state, EXTRACT(EPOCH FROM now() - min(created_at)) FROM reconciliation_breaks"
+        " WHERE state IN ('open', 'case', 'adjusting') GROUP BY state",
+    ),
+}
+# Every label that there may be: a figure that has gone to none is 0, not as it was.
+_LABELS = {
+    "age": ("under 10 s", "under 1 min", "under 10 min", "under 1 h", "under 1 d", "older"),
+    "state": ("open", "case", "adjusting"),
+}
 
 
 class CellMetrics:
@@ -117,6 +156,7 @@ class BusinessMetrics:
         self._engine = engine
         self._here = here
         self._values: dict[str, float] = {}
+        self._labelled: dict[str, dict[str, float]] = {}
         self._until = 0.0
 
     async def refresh(self) -> None:
@@ -132,6 +172,10 @@ class BusinessMetrics:
                 for name, (_, query) in _QUERIES.items():
                     value = (await connection.execute(text(query), slots)).scalar_one()
                     self._values[name] = float(value)
+                for name, (_, label, query) in _LABELLED.items():
+                    rows = (await connection.execute(text(query), _named(query, slots))).all()
+                    found = dict.fromkeys(_LABELS[label], 0.0)
+                    self._labelled[name] = found | {row[0]: float(row[1]) for row in rows}
                 self._values["cellpay_business_metrics_up"] = 1
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             log.info("no business metrics: the database is away", error=type(error).__name__)
@@ -141,8 +185,15 @@ class BusinessMetrics:
         for name, (help_, _) in _QUERIES.items():
             if name in self._values:
                 yield gauge(name, help_, [((), self._values[name])])
+        for name, (help_, label, _) in _LABELLED.items():
+            values = [((value,), figure) for value, figure in self._labelled.get(name, {}).items()]
+            yield gauge(name, help_, values, labels=(label,))
         up = self._values.get("cellpay_business_metrics_up", 0)
         yield gauge("cellpay_business_metrics_up", "Whether the database was asked.", [((), up)])
+
+
+def _named(query: str, values: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
+    return values if ":slots" in query else {}
 
 
 class Telling:

@@ -47,6 +47,7 @@ from cells.membership import Membership
 from cells.metrics import BusinessMetrics, CellMetrics, Telling
 from cells.notifications.service import NotificationsService
 from cells.orders.service import OrdersService
+from cells.payments.outcomes import PaymentOutcomes
 from cells.payments.refunding import Refunding
 from cells.payments.service import PaymentsService
 from cells.policing import Policing
@@ -143,6 +144,7 @@ class Guarding:
     tally: Tally
     calls: Calls
     tracer: Tracer | None
+    payments: PaymentOutcomes
 
 
 async def serve(settings: CellSettings, role: Role) -> None:
@@ -161,7 +163,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
         recovery = Recovery(read_engine, here, coordinator, refunding, settings.transfers)
         vault = Vault(lanes, read_engine, open_kms(settings.vault.keystore))
         banking = Banking(settings, lanes, read_engine, here, vault, policing, choosing, mesh)
-        guarding = Guarding(here, policing.admission, Tally(), Calls(), tracer)
+        guarding = Guarding(here, policing.admission, Tally(), Calls(), tracer, PaymentOutcomes())
         health_servicer = health.aio.HealthServicer()
         services = _services(
             lanes,
@@ -184,7 +186,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
         membership = _membership(
             settings, store, here, incarnation, lambda: [address, *workers.addresses], gains
         )
-        telling = _telling(lanes, policing, read_engine, guarding, workers, role)
+        telling = _telling(lanes, policing, read_engine, guarding, banking, workers, role)
         try:
             async with asyncio.TaskGroup() as group:
                 _run_in(group, lanes, branches, read_engine, policing, choosing, banking, role)
@@ -351,13 +353,15 @@ def _telling(
     policing: Policing,
     engine: ReadEngine,
     guarding: Guarding,
+    banking: Banking,
     workers: Workers,
     role: Role,
 ) -> Telling:
     watched = CellMetrics(guarding.here, lanes, policing)
     business = BusinessMetrics(engine.primary, guarding.here) if role.is_first else None
-    traces = tracing_metrics(guarding.tracer)
-    return Telling(watched, (guarding.calls, traces), business, lambda: workers.probes)
+    traces, answers = tracing_metrics(guarding.tracer), banking.desk.asking
+    sources = (guarding.calls, guarding.payments, answers, traces)
+    return Telling(watched, sources, business, lambda: workers.probes)
 
 
 async def _live_with_the_first(
@@ -398,7 +402,7 @@ def _services(
         (orders_pb2_grpc.add_OrdersServiceServicer_to_server, OrdersService(lanes, engine)),
         (
             payments_pb2_grpc.add_PaymentsServiceServicer_to_server,
-            PaymentsService(lanes, engine, refunding, bulk),
+            PaymentsService(lanes, engine, refunding, bulk, guarding.payments),
         ),
         (
             transfers_pb2_grpc.add_TransfersServiceServicer_to_server,

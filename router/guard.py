@@ -366,7 +366,7 @@ class _Answering:
                 code = refusal.code.name
                 await abort(context, refusal)
             finally:
-                trace_id = 0
+                trace_id = ""
                 if root is not None and tracer is not None:
                     current.reset(token)
                     failure = failure_of(code, refusal.reason if refusal else "")

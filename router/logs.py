@@ -42,7 +42,7 @@ def add_trace(logger: Any, method: str, line: MutableMapping[str, Any]) -> Mutab
     """structlog's processor: which trace this line belongs to, when one is recorded."""
     scope = current_scope()
     if scope is not None:
-        line["trace_id"] = f"{scope.trace.trace_id:032x}"
+        line["trace_id"] = scope.trace.trace_id
         line["span_id"] = f"{scope.span_id:016x}"
     return line
 

@@ -54,9 +54,9 @@ class _Series:
         self.buckets = [0] * (len(BOUNDS_S) + 1)
         self.sum_s = 0.0
         # By bucket: a trace that is kept, its duration, when (Unix s).
-        self.exemplars: dict[int, tuple[int, float, float]] = {}
+        self.exemplars: dict[int, tuple[str, float, float]] = {}
 
-    def add(self, duration_s: float, trace_id: int = 0) -> None:
+    def add(self, duration_s: float, trace_id: str = "") -> None:
         bucket = bisect_left(BOUNDS_S, duration_s)
         self.buckets[bucket] += 1
         self.sum_s += duration_s
@@ -69,7 +69,7 @@ class _Series:
         for number, bound in enumerate([*map(str, BOUNDS_S), "+Inf"]):
             total += self.buckets[number]
             known = self.exemplars.get(number)
-            example = known and Exemplar({"trace_id": f"{known[0]:032x}"}, *known[1:])
+            example = known and Exemplar({"trace_id": known[0]}, *known[1:])
             found.append((bound, total, example))
         return found
 
@@ -112,8 +112,8 @@ class Calls:
         self._by_method: dict[str, SlotCalls] = {}
         self._by_range = [_Series() for _ in range(SLOT_RANGES)]
 
-    def note(self, method: str, code: str, duration_s: float, trace_id: int = 0) -> None:
-        """`trace_id`: of a trace that is kept; else 0."""
+    def note(self, method: str, code: str, duration_s: float, trace_id: str = "") -> None:
+        """`trace_id`: of a trace that is kept; else empty."""
         series = self._by_outcome.get((method, code))
         if series is None:
             series = self._by_outcome[method, code] = _Series()

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 import grpc
 import structlog
+from prometheus_client.metrics_core import Metric
 
 from cells.channels.attempts import Attempt
 from cells.channels.instruments import Vault
@@ -28,6 +30,7 @@ from cells.channels.model import (
 from cells.channels.rules import of_original
 from cells.settings import BankingSettings
 from router.errors import Refusal
+from router.metrics import counter
 from router.tracing.current import span
 from router.tracing.model import SpanKind
 
@@ -46,6 +49,17 @@ class Asking:
         self._channels = channels
         self._vault = vault
         self._settings = settings
+        # (channel, operation, verdict) → answers.
+        self.answers: Counter[tuple[str, str, str]] = Counter()
+
+    def __call__(self) -> Iterator[Metric]:
+        """For Prometheus: what banks accept."""
+        yield counter(
+            "cellpay_bank_answers",
+            "Answers of banks, by channel, operation and verdict.",
+            sorted(self.answers.items()),
+            labels=("channel", "operation", "verdict"),
+        )
 
     def can(self, channel: str, operation: Operation) -> bool:
         found = self._channels.get(channel)
@@ -107,6 +121,7 @@ class Asking:
                 # It may have left: nothing else may be said of it.
                 log.error("an adapter failed", channel=name, error=type(error).__name__)
                 answer = Answer(Verdict.UNKNOWN, AnswerReason.TIMED_OUT)
+            self.answers[name, request.operation, answer.verdict] += 1
             watching.note(verdict=str(answer.verdict), reason=str(answer.reason))
             if answer.verdict in _FAILURES:
                 watching.fail(f"{answer.verdict} {answer.reason}")

@@ -16,6 +16,7 @@ from cells.ledger.model import Reason
 from cells.ledger.worker import Lanes
 from cells.orders.tables import orders
 from cells.payments.model import Payment, Refund, RefundState
+from cells.payments.outcomes import PaymentOutcomes
 from cells.payments.refunding import Refunding
 from cells.payments.rules import Pay, RefundPayment
 from cells.payments.tables import PAYMENTS, REFUNDS, payments
@@ -91,14 +92,28 @@ def pay_command(request: pb.PayRequest) -> Pay:
 
 
 class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
-    def __init__(self, lanes: Lanes, engine: ReadEngine, refunding: Refunding, bulk: Bulk) -> None:
+    def __init__(
+        self,
+        lanes: Lanes,
+        engine: ReadEngine,
+        refunding: Refunding,
+        bulk: Bulk,
+        ended: PaymentOutcomes,
+    ) -> None:
+        """`ended`: where each payment is counted."""
+        self._ended = ended
         self._lanes = lanes
         self._engine = engine
         self._refunding = refunding
         self._bulk = bulk
 
     async def Pay(self, request: pb.PayRequest, context: Any) -> pb.Payment:
-        outcome = await self._lanes.submit(pay_command(request), timeout_of(context))
+        try:
+            outcome = await self._lanes.submit(pay_command(request), timeout_of(context))
+        except Refusal as refusal:
+            self._ended.note(refusal)
+            raise
+        self._ended.note(outcome)
         return payment_message(resource_of(outcome))
 
     async def BatchPay(self, request: pb.BatchPayRequest, context: Any) -> pb.BatchPayResponse:
@@ -140,7 +155,9 @@ class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
     async def _pay_many(
         self, requests: Sequence[pb.PayRequest], timeout_s: float | None
     ) -> list[pb.PayResult]:
-        outcomes = await self._bulk.run("payments", requests, pay_command, timeout_s)
+        outcomes = await self._bulk.run(
+            "payments", requests, pay_command, timeout_s, ended=self._ended.note
+        )
         return [
             pb.PayResult(error_status=status_bytes(outcome))
             if isinstance(outcome, Refusal)

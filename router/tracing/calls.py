@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from router.ids import kind_of_id
@@ -33,11 +34,17 @@ def attributes_of(name: str, code: str, *messages: Any) -> dict[str, Any]:
         "rpc.grpc.status_code": code,
     }
     for message in messages:
-        for field in _ID_FIELDS:
-            value = getattr(message, field, "")
+        for field, name in _id_fields(type(message)):
+            value = getattr(message, field)
             if value and _is_minted(value):
-                said[f"cellpay.{field}"] = value
+                said[name] = value
     return said
+
+
+@lru_cache(maxsize=512)
+def _id_fields(of: type) -> tuple[tuple[str, str], ...]:
+    """What a message has of them, and what it is called in a span."""
+    return tuple((field, f"cellpay.{field}") for field in _ID_FIELDS if hasattr(of, field))
 
 
 def _is_minted(value: Any) -> bool:

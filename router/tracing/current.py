@@ -59,7 +59,7 @@ class span:
         name: str,
         attributes: dict[str, Any] | None = None,
         kind: SpanKind = SpanKind.INTERNAL,
-        links: tuple[tuple[int, int], ...] = (),
+        links: tuple[tuple[str, int], ...] = (),
     ) -> None:
         self._name = name
         self._attributes = attributes

@@ -45,7 +45,7 @@ class Exporter:
     def __init__(self, settings: TracingSettings, resource: Mapping[str, str]) -> None:
         self._settings = settings
         self._resource = dict(resource)
-        self._queue: deque[tuple[int, Sequence[Line | Waited]]] = deque()
+        self._queue: deque[tuple[str, Sequence[Line | Waited]]] = deque()
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=contextvars.copy_context().run, args=(self._run,), name="traces", daemon=True
@@ -73,7 +73,7 @@ class Exporter:
         self._stop.set()
         self._thread.join(_FAREWELL_S)
 
-    def put(self, trace_id: int, lines: Sequence[Line | Waited]) -> None:
+    def put(self, trace_id: str, lines: Sequence[Line | Waited]) -> None:
         # Only the event loop adds here and only the thread takes, each with a count of its own.
         self._put += len(lines)
         self._waiting = self._put - self._taken

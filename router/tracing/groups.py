@@ -26,7 +26,7 @@ class Group:
         # (what ended, when): a stage begins when the one before has ended.
         self.stages: list[tuple[str, float]] = []
         # (trace ID, span ID) of the commits of those members whose traces are kept.
-        self.kept: list[tuple[int, int]] = []
+        self.kept: list[tuple[str, int]] = []
 
     def begin(self) -> None:
         """Again, for another try."""

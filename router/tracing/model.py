@@ -38,10 +38,12 @@ class TracingSettings:
     sample_ratio: float = 0.01
     # Kept whatever the sample says: longer than this. A payment's p99 is a tenth of it.
     slow_ms: int = 250
-    # Spans that a process makes and sends a second; each takes some 15 µs of its processor.
-    spans_per_s_max: int = 5000
-    # Spans that wait to be sent. At half of it the sample yields to what failed or was slow.
-    queue_max: int = 20_000
+    # Spans that a process makes and sends a second; each takes some 15 µs of its processor. When all
+    # is slow, all would be kept, and make it slower: this is where that ends.
+    spans_per_s_max: int = 2000
+    # Spans that wait to be sent; more are dropped, and counted. At half of it the sample yields to
+    # what failed or was slow.
+    queue_max: int = 10_000
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.sample_ratio <= 1.0:
@@ -71,7 +73,7 @@ class Line(NamedTuple):
     # Why it failed: a status, a reason, the name of an exception; never an exception's text.
     error: str
     # (trace ID, span ID) of others that it belongs to.
-    links: tuple[tuple[int, int], ...] = ()
+    links: tuple[tuple[str, int], ...] = ()
 
 
 class Late(Protocol):
@@ -86,7 +88,8 @@ class Trace:
 
     __slots__ = ("ended", "kept", "late", "lines", "sampled", "trace_id")
 
-    def __init__(self, trace_id: int, late: Late, *, sampled: bool) -> None:
+    def __init__(self, trace_id: str, late: Late, *, sampled: bool) -> None:
+        # 32 hexadecimal digits: as it came, and as it goes on.
         self.trace_id = trace_id
         self.sampled = sampled
         self.late = late
@@ -113,7 +116,7 @@ class Scope:
     @property
     def traceparent(self) -> str:
         trace = self.trace
-        return f"00-{trace.trace_id:032x}-{self.span_id:016x}-{'01' if trace.sampled else '00'}"
+        return f"00-{trace.trace_id}-{self.span_id:016x}-{'01' if trace.sampled else '00'}"
 
 
 class Root(Scope):

@@ -7,7 +7,8 @@ attribute leaves that looks like a card's number, a secret or a key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -66,10 +67,10 @@ class Batch:
         self._spans.scope.name = SCOPE_NAME
         self._spans.scope.version = version
 
-    def add(self, trace_id: int, line: Line, offset_ns: int) -> None:
+    def add(self, trace_id: str, line: Line, offset_ns: int) -> None:
         """`offset_ns`: what added to a moment of `time.perf_counter` makes it a time of day."""
         span = self._spans.spans.add(
-            trace_id=trace_id.to_bytes(16, "big"),
+            trace_id=bytes.fromhex(trace_id),
             span_id=line.span_id.to_bytes(8, "big"),
             parent_span_id=line.parent_id.to_bytes(8, "big") if line.parent_id else b"",
             name=line.name,
@@ -81,7 +82,7 @@ class Batch:
             _set(span.attributes.add(), name, value)
         for linked_trace, linked_span in line.links:
             span.links.add(
-                trace_id=linked_trace.to_bytes(16, "big"), span_id=linked_span.to_bytes(8, "big")
+                trace_id=bytes.fromhex(linked_trace), span_id=linked_span.to_bytes(8, "big")
             )
         if line.error:
             span.status.code = Status.STATUS_CODE_ERROR
@@ -97,6 +98,9 @@ class Batch:
 
 def _set(into: KeyValue, name: str, value: Any) -> None:
     into.key = name
+    if type(value) is str:
+        into.value.string_value = _text(name, value)
+        return
     shown = redacted_value(value, name)
     if isinstance(shown, bool):
         into.value.bool_value = shown
@@ -108,5 +112,7 @@ def _set(into: KeyValue, name: str, value: Any) -> None:
         into.value.string_value = str(shown)[:_TEXT_CHARACTERS_MAX]
 
 
-def span_count(lines: Sequence[Line | Waited]) -> int:
-    return sum(2 if isinstance(line, Waited) else 1 for line in lines)
+@lru_cache(maxsize=2048)
+def _text(name: str, value: str) -> str:
+    """Most are of few kinds: methods, statuses, channels."""
+    return str(redacted_value(value, name))[:_TEXT_CHARACTERS_MAX]

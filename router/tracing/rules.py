@@ -11,6 +11,8 @@ _SHAPE = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
 )
 _SHAPE_CHARACTERS_MAX = 256
+# The last bit of a hexadecimal digit: sampled.
+_ODD = "13579bdf"
 _RANDOM_BITS = 56
 _RANDOM = (1 << _RANDOM_BITS) - 1
 
@@ -22,7 +24,8 @@ _SHED = "RESOURCE_EXHAUSTED"
 
 
 class Parent(NamedTuple):
-    trace_id: int
+    # 32 hexadecimal digits.
+    trace_id: str
     span_id: int
     sampled: bool
 
@@ -35,7 +38,7 @@ def parse_traceparent(text: str) -> Parent | None:
     if found is None or (text.startswith("00") and len(text) != 55):
         return None
     trace_id, span_id, flags = found.groups()
-    return Parent(int(trace_id, 16), int(span_id, 16), bool(int(flags, 16) & 1))
+    return Parent(trace_id, int(span_id, 16), flags[1] in _ODD)
 
 
 def threshold_of(ratio: float) -> int:
@@ -43,10 +46,10 @@ def threshold_of(ratio: float) -> int:
     return round((1.0 - ratio) * (1 << _RANDOM_BITS))
 
 
-def is_sampled(trace_id: int, threshold: int) -> bool:
+def is_sampled(random_128: int, threshold: int) -> bool:
     """Consistent probability sampling (OpenTelemetry's OTEP 235): the last 56 bits are random, and
     who has a larger ratio keeps all that those with smaller ones keep."""
-    return trace_id & _RANDOM >= threshold
+    return random_128 & _RANDOM >= threshold
 
 
 def failure_of(code: str, reason: str) -> str:

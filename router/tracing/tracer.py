@@ -33,7 +33,7 @@ class Export(Protocol):
         """Spans that no collector took."""
         ...
 
-    def put(self, trace_id: int, lines: Sequence[Line | Waited]) -> None: ...
+    def put(self, trace_id: str, lines: Sequence[Line | Waited]) -> None: ...
 
 
 class Tracer:
@@ -65,8 +65,9 @@ class Tracer:
         if parent is not None:
             trace_id, parent_id, sampled = parent
         else:
-            trace_id, parent_id = random.getrandbits(128) or 1, 0
-            sampled = is_sampled(trace_id, self._threshold)
+            number, parent_id = random.getrandbits(128) or 1, 0
+            trace_id = f"{number:032x}"
+            sampled = is_sampled(number, self._threshold)
         trace = Trace(trace_id, self, sampled=sampled)
         return Root(trace, new_span_id(), parent_id, name, kind, self._clock())
 

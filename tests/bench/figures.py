@@ -41,6 +41,7 @@ EXPECTED = {
     "choice_cost_vs_oracle": "97 to 103",
     "decide_p99_us_10": "under 100",
     "decide_p99_us_100": "under 100",
+    "trace_cpu_overhead_sample": "under 10",
     "iso8583_ascii_messages_per_processor_s": "at least 5000",
     "iso8583_bcd_tpdu_messages_per_processor_s": "at least 5000",
     "iso8583_aes_messages_per_processor_s": "at least 5000",

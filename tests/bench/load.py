@@ -76,6 +76,7 @@ def _work(job: dict[str, Any]) -> tuple[list[list[Any]], list[Connection]]:
     """What each connection carries: the slots of one process of the cell."""
     tls = TlsFiles(**job["tls"])
     addresses = job["addresses"]
+    headers = tuple((name, value) for name, value in job.get("headers", ()))
     shares, connections = [], []
     each = max(1, job["connections"] // len(addresses))
     for place, address in enumerate(addresses):
@@ -84,7 +85,7 @@ def _work(job: dict[str, Any]) -> tuple[list[list[Any]], list[Connection]]:
             items = _batches(items)
         for number in range(each):
             shares.append(items[number::each])
-            connections.append(Connection(address, tls))
+            connections.append(Connection(address, tls, headers))
     return shares, connections
 
 

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,11 @@ class MeshRuns:
         async with self.session.mesh(CallPolicy(timeout_s=60)) as mesh:
             users = await self.people(mesh)
             await self._throughput(users)
-            await self._told()
+            await self.told()
             if self.scale.moves:
                 await self._half_load(users)
                 await self._cells(users)
-                await self._told()
+                await self.told()
                 await self._paths(users["a"])
                 await self._moves(mesh, users["a"])
                 await self._kills(mesh)
@@ -147,7 +148,7 @@ class MeshRuns:
             moved = self.load("transfer", addresses, across)
             transfers.append(moved["succeeded"] / moved["seconds"])
             # The relays have told what was paid: pgbench has the machine to itself.
-            await self._told()
+            await self.told()
             baseline.append(pgbench.run(self.session.state, self.scale.pgbench_s))
         tps = statistics.mean(baseline)
         add = self.figures.add
@@ -166,12 +167,12 @@ class MeshRuns:
         """An open loop at half of the peak; latencies count from when a call was due."""
         print("latency at half of the peak", flush=True)
         addresses = await self._addresses("a")
-        await self._told()
+        await self.told()
         per_s = self.figures.found["unary_pay_per_s"].value / 2
         p50, p99 = [], []
         for _ in range(self.scale.rounds):
             orders = self.orders(addresses, users["a"], int(per_s * 5))
-            await self._told()
+            await self.told()
             paid = self.load("pay", addresses, orders, per_s=per_s)
             p50.append(paid["p50_ms"])
             p99.append(paid["p99_ms"])
@@ -212,7 +213,7 @@ class MeshRuns:
                     return found
                 await asyncio.sleep(0.1)
 
-    async def _told(self) -> None:
+    async def told(self) -> None:
         """Waits until the relays have told what was paid: the next figures are not theirs."""
         unsent = text("SELECT COALESCE(sum(events), 0) FROM outbox WHERE NOT sent")
         begin = time.perf_counter()
@@ -247,10 +248,17 @@ class MeshRuns:
         }
 
     def load(
-        self, job: str, addresses: list[str], items: list[Any], per_s: float | None = None
+        self,
+        job: str,
+        addresses: list[str],
+        items: list[Any],
+        per_s: float | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        in_flight: int = _IN_FLIGHT,
     ) -> dict[str, Any]:
-        in_flight = _BATCHES_IN_FLIGHT if job == "batch" else _IN_FLIGHT
-        result = _end(_begin(self._job(job, addresses, items, per_s, in_flight)))
+        in_flight = _BATCHES_IN_FLIGHT if job == "batch" else in_flight
+        work = self._job(job, addresses, items, per_s, in_flight)
+        result = _end(_begin({**work, "headers": headers}))
         if result["failed"] or result["succeeded"] != len(items):
             raise SystemExit(f"{job}: {result['failed']} calls failed: {result['reasons']}")
         return result
