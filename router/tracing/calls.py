@@ -34,10 +34,10 @@ def attributes_of(name: str, code: str, *messages: Any) -> dict[str, Any]:
         "rpc.grpc.status_code": code,
     }
     for message in messages:
-        for field, name in _id_fields(type(message)):
+        for field, attribute in _id_fields(type(message)):
             value = getattr(message, field)
             if value and _is_minted(value):
-                said[name] = value
+                said[attribute] = value
     return said
 
 

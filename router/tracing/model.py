@@ -38,8 +38,8 @@ class TracingSettings:
     sample_ratio: float = 0.01
     # Kept whatever the sample says: longer than this. A payment's p99 is a tenth of it.
     slow_ms: int = 250
-    # Spans that a process makes and sends a second; each takes some 15 µs of its processor. When all
-    # is slow, all would be kept, and make it slower: this is where that ends.
+    # Spans that a process makes and sends a second; each takes some 15 µs of its processor. When
+    # all is slow, all would be kept and make it slower: this is where that ends.
     spans_per_s_max: int = 2000
     # Spans that wait to be sent; more are dropped, and counted. At half of it the sample yields to
     # what failed or was slow.
