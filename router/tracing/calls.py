@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
 
@@ -42,7 +43,7 @@ def attributes_of(name: str, code: str, *messages: Any) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=512)
-def _id_fields(of: type) -> tuple[tuple[str, str], ...]:
+def _id_fields(of: Hashable) -> tuple[tuple[str, str], ...]:
     """What a message has of them, and what it is called in a span."""
     return tuple((field, f"cellpay.{field}") for field in _ID_FIELDS if hasattr(of, field))
 

@@ -7,6 +7,7 @@ import json
 import random
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import aiohttp
 import grpc
@@ -17,7 +18,7 @@ from cellpay.control.v1 import control_pb2
 from cellpay.notifications.v1 import notifications_pb2
 from cellpay.payments.v1 import payments_pb2
 from cellpay.transfers.v1 import transfers_pb2
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.openmetrics import parser
 
 from control.cellctl.session import Session
 from router.client import Mesh, connect_direct
@@ -97,7 +98,9 @@ async def person_in(session: Session, mesh: Mesh, cell: str, amount: int = 0) ->
         if any(p.cell == cell and p.first <= slot <= p.last for p in got.ranges):
             break
     await mesh.accounts.OpenAccount(
-        accounts_pb2.OpenAccountRequest(user_id=user_id, currency="USD", kind=1)
+        accounts_pb2.OpenAccountRequest(
+            user_id=user_id, currency="USD", kind=accounts_pb2.Account.KIND_PERSON
+        )
     )
     if amount:
         await mesh.accounts.Deposit(
@@ -285,7 +288,8 @@ async def test_buckets_name_a_trace_as_an_example_for_who_takes_openmetrics(
         client.get(f"http://{address}/metrics", headers={"accept": OPENMETRICS_TYPE}) as answer,
     ):
         assert answer.headers["content-type"] == OPENMETRICS_TYPE
-        families = {item.name: item for item in text_string_to_metric_families(await answer.text())}
+        parse: Any = parser.text_string_to_metric_families
+        families = {item.name: item for item in parse(await answer.text())}
     examples = [
         sample.exemplar.labels["trace_id"]
         for sample in families["cellpay_request_duration_seconds"].samples

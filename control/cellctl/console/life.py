@@ -63,7 +63,7 @@ async def life_of(engine: AsyncEngine, identifier: str) -> dict[str, Any]:
 def traces_of(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     """The IDs of the traces that its events carry, oldest first. Whether a trace was kept is known
     by who stores them."""
-    found = {}
+    found: dict[str, None] = {}
     for step in sorted(steps, key=lambda step: step["time"]):
         parent = parse_traceparent(str(step["detail"].get("traceparent", "")))
         if parent is not None:
