@@ -101,8 +101,7 @@ async def serve(settings: ControllerSettings) -> None:
     fence = Fence(make_fence_engine(settings.database_url, f"cellpay-{settings.name}"))
     cases = CaseStore(make_fence_engine(settings.database_url, f"cellpay-{settings.name}-cases"))
     xds = XdsServer()
-    lua = read_edge_lua()
-    edge_tracing = edge_tracing_of(settings.tracing)
+    edge = (settings.edge_listen, read_edge_lua())
     view = View(store)
 
     def publish() -> None:
@@ -110,9 +109,8 @@ async def serve(settings: ControllerSettings) -> None:
             endpoints = {
                 cell: view.detours.get(cell, live.addresses) for cell, live in view.live.items()
             }
-            traffic = traffic_of(policies.now)
-            slot_map, listen = view.slot_map, settings.edge_listen
-            xds.publish(Topology(slot_map, endpoints, listen, lua, traffic, edge_tracing))
+            traffic, tracing = traffic_of(policies.now), edge_tracing_of(settings.tracing)
+            xds.publish(Topology(view.slot_map, endpoints, *edge, traffic, tracing))
             kept.changed.set()
 
     kept = KeptSnapshots(settings.snapshot, xds)

@@ -345,8 +345,7 @@ class _Answering:
 
         async def answer(request: Any, context: Any) -> Any:
             began = time.perf_counter()
-            refusal: Refusal | None = None
-            code = "CANCELLED"
+            code, reason = "CANCELLED", ""
             root = None
             if tracer is not None:
                 root = tracer.begin(name, SpanKind.SERVER, traceparent_of(context))
@@ -362,14 +361,18 @@ class _Answering:
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
             except Exception as error:
-                refusal = self._heard(error)
-                code = refusal.code.name
-                await abort(context, refusal)
+                heard = self._heard(error)
+                code, reason = heard.code.name, heard.reason
+                try:
+                    await abort(context, heard)
+                finally:
+                    # It knows this frame: together they would live until cycles are looked for.
+                    del heard
             finally:
                 trace_id = ""
                 if root is not None and tracer is not None:
                     current.reset(token)
-                    failure = failure_of(code, refusal.reason if refusal else "")
+                    failure = failure_of(code, reason)
                     if tracer.end(
                         root, failure, lambda: attributes_of(name, code, request, response)
                     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
 
@@ -35,7 +34,7 @@ def attributes_of(name: str, code: str, *messages: Any) -> dict[str, Any]:
         "rpc.grpc.status_code": code,
     }
     for message in messages:
-        for field, attribute in _id_fields(type(message)):
+        for field, attribute in _id_fields(getattr(message, "DESCRIPTOR", None)):
             value = getattr(message, field)
             if value and _is_minted(value):
                 said[attribute] = value
@@ -43,9 +42,10 @@ def attributes_of(name: str, code: str, *messages: Any) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=512)
-def _id_fields(of: Hashable) -> tuple[tuple[str, str], ...]:
-    """What a message has of them, and what it is called in a span."""
-    return tuple((field, f"cellpay.{field}") for field in _ID_FIELDS if hasattr(of, field))
+def _id_fields(of: Any) -> tuple[tuple[str, str], ...]:
+    """What a message has of them, by its descriptor, and what it is called in a span."""
+    known = of.fields_by_name if of is not None else ()
+    return tuple((field, f"cellpay.{field}") for field in _ID_FIELDS if field in known)
 
 
 def _is_minted(value: Any) -> bool:

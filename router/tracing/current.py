@@ -101,7 +101,7 @@ class span:
         return self.scope.traceparent if self.scope is not None else ""
 
     def note(self, **attributes: Any) -> None:
-        """Adds attributes, with `_` for `.` in none of them: `cellpay.` is put before each."""
+        """Adds attributes; `cellpay.` is put before each."""
         if self.scope is not None:
             if self._attributes is None:
                 self._attributes = {}

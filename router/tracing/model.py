@@ -34,7 +34,8 @@ class TracingSettings:
     # Sent with each batch, such as an authorization.
     headers: Mapping[str, str] = field(default_factory=dict)
     # The share of traces that are kept whatever becomes of them, chosen by the trace's ID so that
-    # all processes choose the same. 1 leaves the choice to a collector's tail.
+    # all processes choose the same. 1 leaves the choice to a collector's tail; spans_per_s_max must
+    # then be as large as the load.
     sample_ratio: float = 0.01
     # Kept whatever the sample says: longer than this. A payment's p99 is a tenth of it.
     slow_ms: int = 250

@@ -138,7 +138,7 @@ class TraceBench:
 
 
 def _cpu_s(pid: int) -> float:
-    """Of all threads of the process, the one that sends spans too, and finer than /proc/PID/stat."""
+    """Of all threads of the process: the one that sends spans too."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 

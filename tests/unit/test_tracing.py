@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 import structlog
+from cellpay.payments.v1 import payments_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry import trace
@@ -365,13 +366,13 @@ def test_no_attribute_leaves_with_a_number_a_secret_or_a_name(name: str, value: 
 
 
 def test_a_call_tells_the_ids_that_cellpay_minted_and_no_others() -> None:
-    class Request:
-        order_id = ORDER
-        payment_id = "4111111111111111"
-
-    said = attributes_of("cellpay.payments.v1.PaymentsService/Pay", "OK", Request(), None)
+    request, answer = pb.PayRequest(order_id=ORDER), pb.Payment(payment_id="4111111111111111")
+    said = attributes_of("cellpay.payments.v1.PaymentsService/Pay", "OK", request, answer)
     assert said["cellpay.order_id"] == ORDER
     assert "cellpay.payment_id" not in said
+    # What failed has no answer, and what is malformed no fields.
+    malformed: Any = object()
+    assert "cellpay.order_id" not in attributes_of("s/M", "INTERNAL", malformed, None)
     assert said["rpc.method"] == "Pay"
 
 
