@@ -6,11 +6,12 @@ import re
 from typing import NamedTuple
 
 TRACEPARENT = "traceparent"
-# https://www.w3.org/TR/trace-context/: later versions may add fields behind these.
-_SHAPE = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
-)
-_SHAPE_CHARACTERS_MAX = 256
+# https://www.w3.org/TR/trace-context/. Read for every call, so the one in use is tried first.
+_FIELDS = r"-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})"
+_SHAPE = re.compile("00" + _FIELDS)
+_LATER_SHAPE = re.compile("[0-9a-f]{2}" + _FIELDS + "(?:-.*)?")
+_LATER_CHARACTERS_MAX = 256
+_NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 # The last bit of a hexadecimal digit: sampled.
 _ODD = "13579bdf"
 _RANDOM_BITS = 56
@@ -32,13 +33,20 @@ class Parent(NamedTuple):
 
 def parse_traceparent(text: str) -> Parent | None:
     """None: it is none, and a new trace begins."""
-    if len(text) > _SHAPE_CHARACTERS_MAX:
-        return None
-    found = _SHAPE.fullmatch(text)
-    if found is None or (text.startswith("00") and len(text) != 55):
+    found = _SHAPE.fullmatch(text) or _later(text)
+    if found is None:
         return None
     trace_id, span_id, flags = found.groups()
+    if trace_id == _NO_TRACE or span_id == _NO_SPAN:
+        return None
     return Parent(trace_id, int(span_id, 16), flags[1] in _ODD)
+
+
+def _later(text: str) -> re.Match[str] | None:
+    """Of a version after 00, which may have more behind what is known."""
+    if text.startswith(("00", "ff")) or len(text) > _LATER_CHARACTERS_MAX:
+        return None
+    return _LATER_SHAPE.fullmatch(text)
 
 
 def threshold_of(ratio: float) -> int:
