@@ -20,6 +20,7 @@ from cellpay.payments.v1 import payments_pb2
 from cellpay.transfers.v1 import transfers_pb2
 from prometheus_client.openmetrics import parser
 
+from cells.channels.model import Verdict
 from control.cellctl.session import Session
 from router.client import Mesh, connect_direct
 from router.ids import slot_of_id
@@ -32,13 +33,15 @@ from tests.integration import sinks
 from tests.integration.behind import eventually
 from tests.integration.collector import Collector, Span
 from tests.integration.test_api import opened, ordered, usd
+from tests.integration.test_charges_api import carded, charge_of
+from tests.integration.test_http import over_http
 from tests.integration.test_webhooks import Receiver, receiving
 
 pytestmark = pytest.mark.mesh
 EDGE = "cellpay-edge"
 PAY = "cellpay.payments.v1.PaymentsService/Pay"
 TRANSFER = "cellpay.transfers.v1.TransfersService/CreateTransfer"
-BRANCHES = "cellpay.transfers.v1.ParticipantService/AdvanceBranches"
+CHARGE = "cellpay.charges.v1.ChargesService/CreateCharge"
 ENQUEUE = "cellpay.notifications.v1.NotificationsService/EnqueueDeliveries"
 
 
@@ -303,3 +306,41 @@ async def test_buckets_name_a_trace_as_an_example_for_who_takes_openmetrics(
         if sample.labels.get("slots") == slots and sample.labels["method"] == PAY
     ]
     assert sum(counted) >= 1
+
+
+async def test_a_charges_trace_shows_which_bank_was_asked_and_what_it_said(
+    mesh: Mesh, collector: Collector
+) -> None:
+    user = await opened(mesh)
+    card = await carded(mesh, user)
+    trace_id, traceparent = new_traceparent(sampled=True)
+    charge = await mesh.charges.CreateCharge(
+        charge_of(user, card, 500), metadata=(("traceparent", traceparent),)
+    )
+    spans = await collector.until(
+        trace_id, [CHARGE, "channel.choose", "vault.reveal", "bank.authorise"]
+    )
+    asked = next(span for span in spans if span.name == "bank.authorise")
+    root = next(span for span in spans if span.name == CHARGE)
+    assert asked.parent_id == root.span_id
+    assert root.attributes["cellpay.charge_id"] == charge.charge_id
+    assert asked.attributes["cellpay.verdict"] in set(Verdict)
+    assert asked.attributes["cellpay.channel"]
+
+
+async def test_a_merchants_traceparent_comes_through_the_json_edge(
+    session: Session, mesh: Mesh, collector: Collector
+) -> None:
+    payer, shop = await opened(mesh, 5_000), await opened(mesh, kind=2)
+    order = await ordered(mesh, payer, shop, 1_200)
+    trace_id, traceparent = new_traceparent(sampled=True)
+    async with over_http(session) as http:
+        status, _ = await http(
+            "POST", f"/v1/orders/{order.order_id}:pay", {"idempotency_key": "p"},
+            traceparent=traceparent,
+        )  # fmt: skip
+    assert status == 200
+    spans = await collector.until(trace_id, [PAY, "ledger.commit"], [EDGE])
+    by_id = {span.span_id: span for span in spans}
+    edge = by_id[served(spans, PAY).parent_id]
+    assert (edge.service, edge.parent_id) == (EDGE, traceparent.split("-")[2])
