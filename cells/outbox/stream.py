@@ -43,6 +43,7 @@ _ACK_WAIT_S = 5.0
 # character may have four bytes.
 _EVENTS_A_MESSAGE_MAX = 128
 _CHARACTERS_A_MESSAGE_MAX = 200_000
+_MARK = '"traceparent":"'
 # As `Book.tell` writes it. Quotes within a text are escaped, so no text of others looks like it.
 _TRACED = re.compile(r'^\{"id":"[^"]*".*?,"traceparent":"([0-9a-f-]{55})","data":', re.MULTILINE)
 _SAMPLED = re.compile(
@@ -163,7 +164,8 @@ def message_id(message: Sequence[EventBatch]) -> str:
 
 def traced(message: Sequence[EventBatch]) -> dict[str, str]:
     """The header by which other consumers may go on with a trace."""
-    found = _TRACED.search(message[0].lines)
+    lines = message[0].lines
+    found = _TRACED.search(lines) if _MARK in lines else None
     return {TRACEPARENT: found[1]} if found else {}
 
 
