@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import gzip
+import http.client
 import os
 import threading
 import time
@@ -128,7 +129,7 @@ class Exporter:
                 if error.code not in _AGAIN:
                     log.warning("the collector refuses spans", status=error.code)
                     return False
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 if number == 0:
                     log.info("the collector is away", error=type(error).__name__)
             if self._stop.is_set():

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
 import json
 import socket
+import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
@@ -425,6 +429,48 @@ def test_a_collector_that_is_away_costs_spans_and_nothing_else(silent_port: int)
     assert exporter.waiting == 2
     exporter.close()
     assert (exporter.waiting, exporter.lost) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("answers", "lost", "asked"), [([503, 429, 200], 0, 3), ([400], 1, 1), ([200], 0, 1)]
+)
+def test_a_collector_that_is_busy_is_asked_again_and_one_that_refuses_is_not(
+    answers: list[int], lost: int, asked: int
+) -> None:
+    bodies: list[bytes] = []
+    left = iter(answers)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/traces"
+            assert self.headers["authorization"] == "Bearer token"
+            body = self.rfile.read(int(self.headers["content-length"]))
+            bodies.append(gzip.decompress(body))
+            self.send_response(next(left))
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        settings = TracingSettings(
+            endpoint=f"http://127.0.0.1:{server.server_port}/",
+            headers={"Authorization": "Bearer token"},
+        )
+        exporter = Exporter(settings, {"service.name": "x"})
+        exporter.start()
+        exporter.put(TRACE, [Line(1, 0, "x", SpanKind.SERVER, 0.0, 0.0, None, "")])
+        until = time.monotonic() + 30
+        while len(bodies) < asked and time.monotonic() < until:
+            time.sleep(0.01)
+        exporter.close()
+        server.shutdown()
+        serving.join()
+    assert (len(bodies), exporter.lost) == (asked, lost)
+    (resource,) = ExportTraceServiceRequest.FromString(bodies[-1]).resource_spans
+    assert resource.scope_spans[0].spans[0].trace_id.hex() == TRACE
 
 
 def test_the_sdk_goes_on_with_a_span_of_opentelemetrys_own_api() -> None:
