@@ -76,7 +76,6 @@ def _work(job: dict[str, Any]) -> tuple[list[list[Any]], list[Connection]]:
     """What each connection carries: the slots of one process of the cell."""
     tls = TlsFiles(**job["tls"])
     addresses = job["addresses"]
-    headers = tuple((name, value) for name, value in job.get("headers", ()))
     shares, connections = [], []
     each = max(1, job["connections"] // len(addresses))
     for place, address in enumerate(addresses):
@@ -85,7 +84,7 @@ def _work(job: dict[str, Any]) -> tuple[list[list[Any]], list[Connection]]:
             items = _batches(items)
         for number in range(each):
             shares.append(items[number::each])
-            connections.append(Connection(address, tls, headers))
+            connections.append(Connection(address, tls))
     return shares, connections
 
 

@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -248,17 +247,10 @@ class MeshRuns:
         }
 
     def load(
-        self,
-        job: str,
-        addresses: list[str],
-        items: list[Any],
-        per_s: float | None = None,
-        headers: Sequence[tuple[str, str]] = (),
-        in_flight: int = _IN_FLIGHT,
+        self, job: str, addresses: list[str], items: list[Any], per_s: float | None = None
     ) -> dict[str, Any]:
-        in_flight = _BATCHES_IN_FLIGHT if job == "batch" else in_flight
-        work = self._job(job, addresses, items, per_s, in_flight)
-        result = _end(_begin({**work, "headers": headers}))
+        in_flight = _BATCHES_IN_FLIGHT if job == "batch" else _IN_FLIGHT
+        result = _end(_begin(self._job(job, addresses, items, per_s, in_flight)))
         if result["failed"] or result["succeeded"] != len(items):
             raise SystemExit(f"{job}: {result['failed']} calls failed: {result['reasons']}")
         return result

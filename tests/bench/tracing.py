@@ -1,13 +1,13 @@
 """What traces cost: unary payments with them and without, side by side in one run.
 
-    python -m tests.bench.tracing [--rounds 3] [--payments 2000]
+    python -m tests.bench.tracing [--segments 12] [--payments 400]
 
 Three cells of one mesh: one records nothing, one keeps the default sample, one keeps everything,
-which is what leaving the choice to a collector costs. They are paid at in turn, and change their
-parts twice; a case is compared with "off" in the same cell, so that nothing but the settings tells
-them apart. Callers send a traceparent to all of them. Besides payments a second, the processor's
-time a payment: it hears less of what else the machine does. Fewer calls are under way than at the
-peak: what is slower than `slow_ms` is kept, and would be measured as such.
+which is what leaving the choice to a collector costs. They are paid at in turn, for some tenths of
+a second each, and change their parts twice; a case is compared with "off" in the same cell, so that
+nothing but the settings tells them apart. Besides payments a second, the processor's time a
+payment, which hears less of what else the machine does. Fewer calls are under way than at the peak:
+what is slower than `slow_ms` is kept, and would be measured as such.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import statistics
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -25,16 +26,15 @@ from control.mesh import launcher
 from control.mesh.options import MeshOptions
 from router.client import CallPolicy
 from router.tracing import TracingSettings
+from tests.bench import load
 from tests.bench.figures import RESULTS, Figures
 from tests.bench.mesh_runs import CELLS, MeshRuns, Scale
 from tests.integration.collector import collecting
 
 _SCALE = Scale(users=600, payments=0, transfers=0, rounds=0, pgbench_s=0, moves=0, kills=0)
 _OFF, _SAMPLE, _ALL = "off", "sample", "all"
-# In no sample: the cell's own ratio would not be asked, so the flag is the sample's own choice.
-_TRACEPARENT = "00-{:032x}-00f067aa0ba902b7-{}"
-# Of each of the two that pay.
-_IN_FLIGHT = 96
+_IN_FLIGHT = 160
+_CONNECTIONS = 8
 
 
 class _Run(NamedTuple):
@@ -52,7 +52,9 @@ class TraceBench:
         self._settings = {
             _OFF: TracingSettings(),
             _SAMPLE: TracingSettings(endpoint=collector),
-            _ALL: TracingSettings(endpoint=collector, sample_ratio=1.0),
+            _ALL: TracingSettings(
+                endpoint=collector, sample_ratio=1.0, spans_per_s_max=50_000, queue_max=200_000
+            ),
         }
         # By case and cell.
         self._runs_of: dict[str, dict[str, list[_Run]]] = {
@@ -67,14 +69,7 @@ class TraceBench:
             parts = dict(zip(cases, CELLS[turn:] + CELLS[:turn], strict=True))
             for case, cell in parts.items():
                 await asyncio.to_thread(self._restart, cell, self._settings[case])
-            orders = list(itertools.permutations(cases))
-            for number in range(self._given.rounds):
-                # The first payments after a start warm caches.
-                if number == 0:
-                    for case in cases:
-                        await self._pay(parts[case], users[parts[case]], case, counts=False)
-                for case in orders[(turn + number) % len(orders)]:
-                    await self._pay(parts[case], users[parts[case]], case, counts=True)
+            await self._turn(turn, parts, users)
         self._tell()
 
     def _restart(self, cell: str, settings: TracingSettings) -> None:
@@ -85,39 +80,44 @@ class TraceBench:
         for name in (f"cell-{cell}", f"relay-{cell}"):
             launcher.restart(self._data, name)
 
-    async def _pay(self, cell: str, payers: list[str], case: str, *, counts: bool) -> None:
-        addresses = [self._runs.session.state.address(f"cell-{cell}")]
-        count = self._given.payments if counts else self._given.payments // 4
-        orders = await asyncio.to_thread(self._runs.orders, addresses, payers, count)
+    async def _turn(self, turn: int, parts: dict[str, str], users: dict[str, list[str]]) -> None:
+        """Segments in every order of the cases; the first of each warms caches."""
+        segments, payments = self._given.segments + 1, self._given.payments
+        orders = {}
+        for case, cell in parts.items():
+            addresses = [self._runs.session.state.address(f"cell-{cell}")]
+            orders[case] = await asyncio.to_thread(
+                self._runs.orders, addresses, users[cell], segments * payments
+            )
         await self._runs.told()
-        # A hundredth of the payments would be in the sample: a hundredth carries the flag.
-        marked = len(orders) if case == _ALL else len(orders) // 100
+        ways = list(itertools.permutations(parts))
+        for number in range(segments):
+            for case in ways[(turn + number) % len(ways)]:
+                part = orders[case][number * payments : (number + 1) * payments]
+                run = await asyncio.to_thread(self._pay, parts[case], part)
+                if number:
+                    self._runs_of[case][parts[case]].append(run)
+        for case, cell in parts.items():
+            found = statistics.median(run.cpu_us for run in self._runs_of[case][cell])
+            print(f"  {case:7} in {cell}: {found:.0f} µs of processor", flush=True)
+
+    def _pay(self, cell: str, orders: list[str]) -> _Run:
         process = next(p for p in launcher.status(self._data) if p.name == f"cell-{cell}")
         assert process.pid is not None
+        job = {
+            "job": "pay",
+            "addresses": [process.address],
+            "tls": asdict(self._runs.session.tls("client")),
+            "connections": _CONNECTIONS,
+            "in_flight": _IN_FLIGHT,
+            "items": orders,
+        }
         before = _cpu_s(process.pid)
-        both = await asyncio.gather(
-            *(
-                asyncio.to_thread(self._load, addresses, part, flag)
-                for part, flag in ((orders[:marked], "01"), (orders[marked:], "00"))
-                if part
-            )
-        )
+        done = load.run(job)
         cpu_s = _cpu_s(process.pid) - before
-        if not counts:
-            return
-        run = _Run(
-            len(orders) / max(item["seconds"] for item in both),
-            cpu_s / len(orders) * 1e6,
-            max(both, key=lambda item: item["succeeded"])["p99_ms"],
-        )
-        self._runs_of[case][cell].append(run)
-        print(
-            f"  {case:7} in {cell}: {run.per_s:.0f}/s, {run.cpu_us:.0f} µs of processor", flush=True
-        )
-
-    def _load(self, addresses: list[str], orders: list[str], flag: str) -> dict[str, Any]:
-        header = ("traceparent", _TRACEPARENT.format(id(orders), flag))
-        return self._runs.load("pay", addresses, orders, headers=(header,), in_flight=_IN_FLIGHT)
+        if done["succeeded"] != len(orders):
+            raise SystemExit(f"{done['failed']} payments failed")
+        return _Run(len(orders) / done["seconds"], cpu_s / len(orders) * 1e6, done["p99_ms"])
 
     def _tell(self) -> None:
         add = self._figures.add
@@ -130,11 +130,18 @@ class TraceBench:
             cpu, speed = [], []
             for cell in CELLS:
                 on, off = self._runs_of[case][cell], self._runs_of[_OFF][cell]
-                # What else the machine does only ever adds: the least disturbed of each.
-                cpu.append(min(run.cpu_us for run in on) / min(run.cpu_us for run in off))
-                speed.append(max(run.per_s for run in on) / max(run.per_s for run in off))
-            add(f"trace_cpu_overhead_{case}", "%", [100 * (ratio - 1) for ratio in cpu])
-            add(f"trace_overhead_{case}", "%", [100 * (1 - ratio) for ratio in speed])
+                cpu.append(_median(on).cpu_us / _median(off).cpu_us)
+                speed.append(_median(on).per_s / _median(off).per_s)
+            # The cells differ by what else each does, but each has been on and off.
+            add(f"trace_cpu_overhead_{case}", "%", [100 * (ratio - 1) for ratio in cpu],
+                100 * (statistics.mean(cpu) - 1))  # fmt: skip
+            add(f"trace_overhead_{case}", "%", [100 * (1 - ratio) for ratio in speed],
+                100 * (1 - statistics.mean(speed)))  # fmt: skip
+
+
+def _median(runs: list[_Run]) -> _Run:
+    """Of each figure."""
+    return _Run(*map(statistics.median, zip(*runs, strict=True)))
 
 
 def _cpu_s(pid: int) -> float:
@@ -145,8 +152,8 @@ def _cpu_s(pid: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.tracing")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--payments", type=int, default=2000)
+    parser.add_argument("--segments", type=int, default=12)
+    parser.add_argument("--payments", type=int, default=400)
     given = parser.parse_args()
     figures = Figures()
     overrides = {"settlement": {"interval_s": 3600.0}}
