@@ -4,10 +4,10 @@
 
 Three cells of one mesh: one records nothing, one keeps the default sample, one keeps everything,
 which is what leaving the choice to a collector costs. They are paid at in turn, for some tenths of
-a second each, and change their parts twice; a case is compared with "off" in the same cell, so that
-nothing but the settings tells them apart. Besides payments a second, the processor's time a
-payment, which hears less of what else the machine does. Fewer calls are under way than at the peak:
-what is slower than `slow_ms` is kept, and would be measured as such.
+a second each, and change their parts twice, so that each has been in each cell; a segment is
+compared with that of "off" which was its neighbour in time. Besides payments a second, the
+processor's time a payment, which hears less of what else the machine does. Fewer calls are under
+way than at the peak: what is slower than `slow_ms` is kept, and would be measured as such.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.integration.collector import collecting
 
 _SCALE = Scale(users=600, payments=0, transfers=0, rounds=0, pgbench_s=0, moves=0, kills=0)
 _OFF, _SAMPLE, _ALL = "off", "sample", "all"
-_IN_FLIGHT = 160
+_IN_FLIGHT = 64
 _CONNECTIONS = 8
 
 
@@ -56,10 +56,8 @@ class TraceBench:
                 endpoint=collector, sample_ratio=1.0, spans_per_s_max=50_000, queue_max=200_000
             ),
         }
-        # By case and cell.
-        self._runs_of: dict[str, dict[str, list[_Run]]] = {
-            name: {cell: [] for cell in CELLS} for name in self._settings
-        }
+        # By turn: each case's segments, in the order of time.
+        self._turns: list[dict[str, list[_Run]]] = []
 
     async def run(self) -> None:
         async with self._runs.session.mesh(CallPolicy(timeout_s=60)) as mesh:
@@ -91,14 +89,16 @@ class TraceBench:
             )
         await self._runs.told()
         ways = list(itertools.permutations(parts))
+        runs: dict[str, list[_Run]] = {case: [] for case in parts}
+        self._turns.append(runs)
         for number in range(segments):
             for case in ways[(turn + number) % len(ways)]:
                 part = orders[case][number * payments : (number + 1) * payments]
                 run = await asyncio.to_thread(self._pay, parts[case], part)
                 if number:
-                    self._runs_of[case][parts[case]].append(run)
+                    runs[case].append(run)
         for case, cell in parts.items():
-            found = statistics.median(run.cpu_us for run in self._runs_of[case][cell])
+            found = statistics.median(run.cpu_us for run in runs[case])
             print(f"  {case:7} in {cell}: {found:.0f} µs of processor", flush=True)
 
     def _pay(self, cell: str, orders: list[str]) -> _Run:
@@ -121,27 +121,27 @@ class TraceBench:
 
     def _tell(self) -> None:
         add = self._figures.add
-        for case, by_cell in self._runs_of.items():
-            runs = [run for found in by_cell.values() for run in found]
+        for case in self._settings:
+            runs = [run for turn in self._turns for run in turn[case]]
             add(f"pay_per_s_{case}", "payments/s", [run.per_s for run in runs])
             add(f"pay_cpu_us_{case}", "µs", [run.cpu_us for run in runs])
             add(f"pay_p99_ms_{case}", "ms", [run.p99_ms for run in runs])
         for case in (_SAMPLE, _ALL):
-            cpu, speed = [], []
-            for cell in CELLS:
-                on, off = self._runs_of[case][cell], self._runs_of[_OFF][cell]
-                cpu.append(_median(on).cpu_us / _median(off).cpu_us)
-                speed.append(_median(on).per_s / _median(off).per_s)
-            # The cells differ by what else each does, but each has been on and off.
-            add(f"trace_cpu_overhead_{case}", "%", [100 * (ratio - 1) for ratio in cpu],
-                100 * (statistics.mean(cpu) - 1))  # fmt: skip
-            add(f"trace_overhead_{case}", "%", [100 * (1 - ratio) for ratio in speed],
-                100 * (1 - statistics.mean(speed)))  # fmt: skip
+            cpu = [_against(turn[case], turn[_OFF], "cpu_us") for turn in self._turns]
+            speed = [_against(turn[_OFF], turn[case], "per_s") for turn in self._turns]
+            # The cells differ by what else each does, but each has had every part.
+            for name, ratios in (("trace_cpu_overhead", cpu), ("trace_overhead", speed)):
+                found = 100 * (statistics.geometric_mean(ratios) - 1)
+                add(f"{name}_{case}", "%", [100 * (ratio - 1) for ratio in ratios], found)
 
 
-def _median(runs: list[_Run]) -> _Run:
-    """Of each figure."""
-    return _Run(*map(statistics.median, zip(*runs, strict=True)))
+def _against(runs: list[_Run], others: list[_Run], figure: str) -> float:
+    """Of segments that were neighbours in time: how many times the others' figure, mostly."""
+    ratios: list[float] = [
+        getattr(one, figure) / getattr(other, figure)
+        for one, other in zip(runs, others, strict=True)
+    ]
+    return statistics.median(ratios)
 
 
 def _cpu_s(pid: int) -> float:
