@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # protoc's, because google/api comes from a Python package and not from buf's registry.
 DESCRIPTORS := gen/cellpay/descriptors.binpb
 
-.PHONY: default demo test quick lint types layers protos openapi reference up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide iso8583 reconcile-bench sign-bench risk-bench risk-features-bench risk-model risk-model-bench flink flink-test terraform drills audit sbom double11 clean install
+.PHONY: default demo test quick lint types layers protos openapi reference up down status verify bench bench-quick profile xds-push policy-push overload choice-sim choice-decide trace-bench iso8583 reconcile-bench sign-bench risk-bench risk-features-bench risk-model risk-model-bench flink flink-test terraform drills audit sbom double11 clean install
 
 default: lint types layers quick
 
@@ -101,6 +101,9 @@ risk-model: $(STAMP)  ## trains the example risk model → examples/risk/model.j
 
 risk-model-bench: $(STAMP)  ## what scoring a request takes → bench/results/risk_model.json
 	@$(BIN)/python -m tests.bench.risk_model
+
+trace-bench: $(STAMP)  ## unary payments with traces and without, side by side → bench/results/tracing.json
+	@$(BIN)/python -m tests.bench.tracing
 
 iso8583: $(STAMP)  ## ISO 8583 messages a second through one connection and one core → bench/results/iso8583.json
 	@$(BIN)/python -m tests.bench.iso8583

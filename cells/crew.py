@@ -111,7 +111,7 @@ def crew_of(
         workers,
         Leaving(settings, membership, here, workers, joining, calls),
         Meter(lanes, policing.admission),
-        Telling(watched, calls, business, lambda: workers.probes, more),
+        Telling(watched, [calls, *more], business, lambda: workers.probes),
         joined,
         joining,
         partial(warm, lanes, engine.primary, settings.elasticity.warm_merchants_max),

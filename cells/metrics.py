@@ -19,7 +19,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from cells.ledger.worker import Lanes
 from cells.policing import Policing
 from router.guard import SlotsHere
-from router.metrics import Calls, Metrics, Source, counter, gauge, merged
+from router.metrics import (
+    CONTENT_TYPE,
+    OPENMETRICS_TYPE,
+    Calls,
+    Metrics,
+    Source,
+    counter,
+    gauge,
+    merged,
+)
 from router.probes import Probes
 
 log = structlog.get_logger(__name__)
@@ -53,6 +62,45 @@ _QUERIES: Mapping[str, tuple[str, str]] = {
         "Refunds whose money has not come from the merchant's home.",
         "SELECT count(*) FROM refunds WHERE slot = ANY(:slots) AND state = 'pending'",
     ),
+}
+# By a label: (its name, a query of its values and their figures).
+_LABELLED: Mapping[str, tuple[str, str, str]] = {
+    "cellpay_holds": (
+        "Money on hold for transfers, payouts and refunds to cards: how many holds, by age.",
+        "age",
+        """SELECT CASE WHEN age < 10 THEN 'under 10 s' WHEN age < 60 THEN 'under 1 min'
+            WHEN age < 600 THEN 'under 10 min' WHEN age < 3600 THEN 'under 1 h'
+            WHEN age < 86400 THEN 'under 1 d' ELSE 'older' END, count(*)
+        FROM (SELECT EXTRACT(EPOCH FROM now() - since) AS age FROM (
+            SELECT created_at AS since FROM transfers
+            WHERE slot = ANY(:slots) AND state = 'trying'
+            UNION ALL SELECT created_at FROM payouts
+            WHERE slot = ANY(:slots) AND state = 'held'
+            UNION ALL SELECT created_at FROM charge_refunds
+            WHERE slot = ANY(:slots) AND state = 'held'
+            UNION ALL SELECT created_at FROM attempts
+            WHERE slot = ANY(:slots) AND state IN ('sent', 'pending', 'unknown')
+                AND operation IN ('payout', 'refund')
+        ) AS holds) AS aged GROUP BY 1""",
+    ),
+    # Of all cells, for breaks belong to no slot: each cell tells the same.
+    "cellpay_breaks": (
+        "Breaks of reconciliation that are not resolved, of the whole mesh, by state.",
+        "state",
+        "SELECT state, count(*) FROM reconciliation_breaks"
+        " WHERE state IN ('open', 'case', 'adjusting') GROUP BY state",
+    ),
+    "cellpay_breaks_oldest_seconds": (
+        "Age of the oldest break that is not resolved, of the whole mesh, by state.",
+        "state",
+        "SELECT state, EXTRACT(EPOCH FROM now() - min(created_at)) FROM reconciliation_breaks"
+        " WHERE state IN ('open', 'case', 'adjusting') GROUP BY state",
+    ),
+}
+# Every label that there may be: a figure that has gone to none is 0, not as it was.
+_LABELS = {
+    "age": ("under 10 s", "under 1 min", "under 10 min", "under 1 h", "under 1 d", "older"),
+    "state": ("open", "case", "adjusting"),
 }
 
 
@@ -121,6 +169,7 @@ class BusinessMetrics:
         self._engine = engine
         self._here = here
         self._values: dict[str, float] = {}
+        self._labelled: dict[str, dict[str, float]] = {}
         self._until = 0.0
 
     async def refresh(self) -> None:
@@ -136,6 +185,10 @@ class BusinessMetrics:
                 for name, (_, query) in _QUERIES.items():
                     value = (await connection.execute(text(query), slots)).scalar_one()
                     self._values[name] = float(value)
+                for name, (_, label, query) in _LABELLED.items():
+                    rows = (await connection.execute(text(query), _named(query, slots))).all()
+                    found = dict.fromkeys(_LABELS[label], 0.0)
+                    self._labelled[name] = found | {row[0]: float(row[1]) for row in rows}
                 self._values["cellpay_business_metrics_up"] = 1
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             log.info("no business metrics: the database is away", error=type(error).__name__)
@@ -145,8 +198,15 @@ class BusinessMetrics:
         for name, (help_, _) in _QUERIES.items():
             if name in self._values:
                 yield gauge(name, help_, [((), self._values[name])])
+        for name, (help_, label, _) in _LABELLED.items():
+            values = [((value,), figure) for value, figure in self._labelled.get(name, {}).items()]
+            yield gauge(name, help_, values, labels=(label,))
         up = self._values.get("cellpay_business_metrics_up", 0)
         yield gauge("cellpay_business_metrics_up", "Whether the database was asked.", [((), up)])
+
+
+def _named(query: str, values: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
+    return values if ":slots" in query else {}
 
 
 class Telling:
@@ -158,35 +218,38 @@ class Telling:
     def __init__(
         self,
         watched: CellMetrics,
-        calls: Calls,
+        sources: Sequence[Source],
         business: BusinessMetrics | None,
         siblings: Callable[[], Mapping[str, str]],
-        others: Sequence[Source] = (),
     ) -> None:
-        """`siblings`: process → host:port of its own page. `others`: what else is to be told."""
+        """`sources`: of this process, beside those. `siblings`: process → host:port of its page."""
         self._business = business
         self._siblings = siblings
-        sources: list[Source] = [calls, watched, *others]
-        if business is not None:
-            sources.append(business)
-        self._metrics = Metrics(*sources)
+        of_cell = [business] if business is not None else []
+        self._metrics = Metrics(*sources, watched, *of_cell)
         self.probes = Probes(watched.here.takes_work, self.page)
 
-    async def page(self) -> str:
+    async def page(self, openmetrics: bool) -> str:
         if self._business is None:
-            return self._metrics.render()
+            return self._metrics.render(openmetrics=openmetrics)
         await self._business.refresh()
         others = self._siblings()
-        pages = await asyncio.gather(*(_page_at(address) for address in others.values()))
-        return merged([("0", self._metrics.render()), *zip(others, pages, strict=True)])
+        pages = await asyncio.gather(
+            *(_page_at(address, openmetrics) for address in others.values())
+        )
+        own = self._metrics.render(openmetrics=openmetrics)
+        return merged([("0", own), *zip(others, pages, strict=True)], openmetrics=openmetrics)
 
 
-async def _page_at(address: str) -> str:
+async def _page_at(address: str, openmetrics: bool) -> str:
     """Empty when that process does not answer: it is starting, or ending."""
     try:
         async with (
             aiohttp.ClientSession(timeout=_SIBLING_TIMEOUT) as client,
-            client.get(f"http://{address}/metrics") as answer,
+            client.get(
+                f"http://{address}/metrics",
+                headers={"accept": OPENMETRICS_TYPE if openmetrics else CONTENT_TYPE},
+            ) as answer,
         ):
             return await answer.text()
     except (aiohttp.ClientError, TimeoutError):

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import structlog
@@ -32,11 +33,13 @@ from cells.settings import CellSettings, LaneSettings, read_settings
 from cells.vault.keystore import open_kms
 from router.client import CallPolicy, TlsFiles, connect
 from router.logs import configure_logs
-from router.metrics import Metrics
+from router.metrics import Metrics, tracing_metrics
 from router.policies.model import Dependency, Feature, Mode
 from router.probes import Probes
 from router.signing.model import Algorithm
 from router.store.etcd import connect_etcd
+from router.tracing import Tracer
+from router.tracing.export import open_tracer
 
 log = structlog.get_logger(__name__)
 
@@ -71,28 +74,34 @@ async def relay(settings: CellSettings) -> None:
     own_keys = OwnKeys(store, kms)
     policy = CallPolicy(timeout_s=10.0)
     try:
-        async with connect(settings.xds_bootstrap, policy=policy, fallback=tls) as mesh:
+        async with (
+            traced_by(settings) as tracer,
+            connect(settings.xds_bootstrap, policy=policy, fallback=tls, tracer=tracer) as mesh,
+        ):
             board = policing.board
             outbox = BreakingOutbox(
                 engine, settings.cell, settings.nats_url, settings.outbox,
-                board.of(Dependency.NATS), settings.nats_tls,
+                board.of(Dependency.NATS), settings.nats_tls, tracer,
             )  # fmt: skip
             deliveries = BreakingDeliveries(mesh.notifications, board.of(Dependency.NOTIFICATIONS))
-            consumer = Consumer(deliveries, settings.cell, settings.nats_url, settings.nats_tls)
+            consumer = Consumer(
+                deliveries, settings.cell, settings.nats_url, settings.nats_tls, tracer
+            )
 
             def make_webhooks() -> Webhooks:
                 return Webhooks(
                     lanes, ReadEngine(engine), settings.cell, settings.redis_url,
                     settings.webhooks, secrets=Secrets(kms),
                     signer=lambda: own_keys.signer(Algorithm.ED25519),
-                    allow_private=settings.development,
+                    allow_private=settings.development, tracer=tracer,
                 )  # fmt: skip
 
             async with asyncio.TaskGroup() as group:
                 for runner in lanes.runners():
                     group.create_task(runner())
                 # It has nothing to be ready for: it takes what there is when there is something.
-                probes = Probes(lambda: True, _page)
+                metrics = Metrics(tracing_metrics(tracer))
+                probes = Probes(lambda: True, functools.partial(_page, metrics))
                 group.create_task(probes.run(settings.relay_probe_listen))
                 group.create_task(policing.run())
                 group.create_task(policing.follow_cell())
@@ -108,9 +117,18 @@ async def relay(settings: CellSettings) -> None:
         await engine.dispose()
 
 
-async def _page() -> str:
+@contextlib.asynccontextmanager
+async def traced_by(settings: CellSettings) -> AsyncIterator[Tracer | None]:
+    """None where nothing is recorded."""
+    with open_tracer(
+        settings.tracing, "cellpay-relay", cell=settings.cell, region=settings.region
+    ) as tracer:
+        yield tracer
+
+
+async def _page(metrics: Metrics, openmetrics: bool) -> str:
     """Its own use of the machine; how far it is behind the cell's first process tells."""
-    return Metrics().render()
+    return metrics.render(openmetrics=openmetrics)
 
 
 def _may_deliver(policing: Policing, *dependencies: Dependency) -> bool:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import sys
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from cells.crew import (
     Role,
     Terminated,
     crew_of,
+    join_in,
     live_with_the_first,
     size_in,
     until_terminated,
@@ -50,6 +52,7 @@ from cells.membership import Membership
 from cells.notifications.secrets import Sealing, Secrets
 from cells.notifications.service import NotificationsService
 from cells.orders.service import OrdersService
+from cells.payments.outcomes import PaymentOutcomes
 from cells.payments.refunding import Refunding
 from cells.payments.service import PaymentsService
 from cells.policing import Policing
@@ -75,13 +78,15 @@ from router.admission.gate import Admission
 from router.client import CallPolicy, Mesh, connect
 from router.guard import GuardedServer, SlotsHere
 from router.logs import configure_logs
-from router.metrics import Calls
+from router.metrics import Calls, tracing_metrics
 from router.policies.model import Dependency, Feature, Mode
 from router.signing.gate import SignatureGate
 from router.standard import add_standard_services, server_options
 from router.store.etcd import connect_etcd
 from router.store.model import Store
 from router.tally import Tally
+from router.tracing import Tracer
+from router.tracing.export import open_tracer
 
 log = structlog.get_logger(__name__)
 
@@ -108,6 +113,8 @@ class Guarding:
     tally: Tally
     calls: Calls
     signing: SignatureGate
+    tracer: Tracer | None
+    payments: PaymentOutcomes
 
 
 async def serve(settings: CellSettings, role: Role) -> None:
@@ -119,7 +126,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
     policing, choosing = _policing(store, settings, role, lanes)
     # A cell is called itself, so it does not retry: recovery and its own callers do (pitfall 24).
     inner = CallPolicy(retries=False, timeout_s=settings.transfers.branch_call_timeout_s)
-    async with connect(settings.xds_bootstrap, policy=inner, fallback=settings.tls) as mesh:
+    async with _mesh(settings, role, inner) as (mesh, tracer):
         branches = BranchCalls(mesh.participants, here, settings.transfers.branch_call_timeout_s)
         coordinator = Coordinator(lanes, branches, settings.transfers)
         refunding = _refunding(lanes, mesh, settings, policing)
@@ -130,11 +137,13 @@ async def serve(settings: CellSettings, role: Role) -> None:
             settings, lanes, read_engine, here, vault, policing, choosing, mesh, risking.screening
         )
         signing = Signing(store, lanes, read_engine, here, vault.kms, settings.redis_url, policing)
-        guarding = Guarding(here, policing.admission, Tally(), Calls(), signing.gate)
+        guarding = Guarding(
+            here, policing.admission, Tally(), Calls(), signing.gate, tracer, PaymentOutcomes()
+        )
         health_servicer = health.aio.HealthServicer()
         services = _services(
-            lanes, read_engine, here, guarding.tally, coordinator, refunding, recovery, vault,
-            settings, risking.screening,
+            lanes, read_engine, guarding, coordinator, refunding, recovery, vault, settings,
+            risking.screening,
         )  # fmt: skip
         services += banking.services() + risking.services() + signing.services()
         servers, address = _listen(settings, role, guarding, health_servicer, services)
@@ -142,7 +151,8 @@ async def serve(settings: CellSettings, role: Role) -> None:
         # Slots that came here: what is in doubt there has lost its driver.
         gains: asyncio.Queue[frozenset[int]] = asyncio.Queue()
         listens = (guarding.calls, address, gains)
-        crew = crew_of(settings, role, store, here, lanes, read_engine, policing, *listens, risking)
+        told = (guarding.payments, banking.desk.asking, tracing_metrics(tracer), risking)
+        crew = crew_of(settings, role, store, here, lanes, read_engine, policing, *listens, *told)
         try:
             async with asyncio.TaskGroup() as group:
                 _run_in(
@@ -160,6 +170,8 @@ async def serve(settings: CellSettings, role: Role) -> None:
                     settling = (lanes, read_engine, here, coordinator, settings.settlement)
                     keeping = _keeping(lanes, read_engine, here, vault, settings, policing)
                     _mend_in(group, gains, recovery, (Settlement(*settling), *keeping))
+                elif role.joins:
+                    join_in(group, settings, crew, here)
                 else:
                     _follow_in(group, crew.membership, here)
                     group.create_task(live_with_the_first(settings, role, address, here, crew))
@@ -171,6 +183,19 @@ async def serve(settings: CellSettings, role: Role) -> None:
             await store.close()
             for engine in (lane_engine, read_engine):
                 await engine.dispose()
+
+
+@contextlib.asynccontextmanager
+async def _mesh(
+    settings: CellSettings, role: Role, policy: CallPolicy
+) -> AsyncIterator[tuple[Mesh, Tracer | None]]:
+    """The way to other cells, and where traces go; None where nothing is recorded."""
+    of = {"cell": settings.cell, "region": settings.region, "process": role.name(settings.cell)}
+    with open_tracer(settings.tracing, "cellpay-cell", **of) as tracer:
+        async with connect(
+            settings.xds_bootstrap, policy=policy, fallback=settings.tls, tracer=tracer
+        ) as mesh:
+            yield mesh, tracer
 
 
 def _run_in(
@@ -297,8 +322,7 @@ async def _start(servers: list[grpc.aio.Server], health_servicer: Any) -> None:
 def _services(
     lanes: Lanes,
     engine: ReadEngine,
-    here: SlotsHere,
-    tally: Tally,
+    guarding: Guarding,
     coordinator: Coordinator,
     refunding: Refunding,
     recovery: Recovery,
@@ -307,7 +331,8 @@ def _services(
     screening: Screening,
 ) -> list[tuple[Callable[..., None], Any]]:
     """Each service with the generated function that adds it to a server."""
-    bulk = Bulk(lanes, here, tally)
+    here = guarding.here
+    bulk = Bulk(lanes, here, guarding.tally, guarding.tracer)
     secrets = Secrets(vault.kms)
     notifications = NotificationsService(
         lanes, engine, bulk, secrets=secrets, allow_private=settings.development
@@ -320,7 +345,7 @@ def _services(
         (orders_pb2_grpc.add_OrdersServiceServicer_to_server, OrdersService(lanes, engine)),
         (
             payments_pb2_grpc.add_PaymentsServiceServicer_to_server,
-            PaymentsService(lanes, engine, refunding, bulk, screening),
+            PaymentsService(lanes, engine, refunding, bulk, screening, guarding.payments),
         ),
         (
             transfers_pb2_grpc.add_TransfersServiceServicer_to_server,
@@ -357,6 +382,7 @@ def _server(
         tallies=dict.fromkeys(_TALLIED, guarding.tally),
         calls=guarding.calls,
         signing=guarding.signing,
+        tracer=guarding.tracer,
     )
     for add, service in services:
         add(service, guarded)

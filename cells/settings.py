@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from cells.channels.model import ChannelSettings
 from router.client.tls import TlsFiles
 from router.documents import BadSettings, read_document
+from router.tracing.model import TracingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +244,7 @@ class CellSettings:
     channels: tuple[ChannelSettings, ...] = ()
     vault: VaultSettings = field(default_factory=VaultSettings)
     risk: RiskSettings = field(default_factory=RiskSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
 
 
 def read_settings(path: Path) -> CellSettings:

@@ -14,7 +14,7 @@ from router.metrics import Metrics, counter, gauge
 
 def control_page(
     view: View, xds: XdsServer, leadership: Leadership
-) -> Callable[[], Awaitable[str]]:
+) -> Callable[[bool], Awaitable[str]]:
     def tell() -> Iterator[Metric]:
         yield gauge("cellpay_leads", "1 for the controller that leads.", [((), leadership.leads)])
         yield gauge(
@@ -35,7 +35,7 @@ def control_page(
 
     metrics = Metrics(tell)
 
-    async def page() -> str:
-        return metrics.render()
+    async def page(openmetrics: bool) -> str:
+        return metrics.render(openmetrics=openmetrics)
 
     return page

@@ -60,7 +60,7 @@ from control.view import View
 from control.xds.saved import KeptSnapshots
 from control.xds.server import XdsServer
 from control.xds.traffic import traffic_of
-from control.xds.translate import Topology, read_edge_lua
+from control.xds.translate import Topology, edge_tracing_of, read_edge_lua
 from router.client.tls import TlsFiles
 from router.guard import GuardedServer, SlotsHere
 from router.identity import spiffe_id
@@ -120,7 +120,9 @@ async def serve(settings: ControllerSettings) -> None:
                 cell: view.detours.get(cell, live.addresses) for cell, live in view.live.items()
             }
             edge = (settings.edge_listen, lua, traffic_of(policies.now), settings.edge_ranges)
-            xds.publish(Topology(view.slot_map, endpoints, *edge))
+            xds.publish(
+                Topology(view.slot_map, endpoints, *edge, edge_tracing_of(settings.tracing))
+            )
             kept.changed.set()
 
     kept = KeptSnapshots(settings.snapshot, xds)

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from router.documents import read_document
 from router.edge.hardening import NO_RANGES, Ranges
+from router.tracing.model import TracingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,8 @@ class ControllerSettings:
     # The directory of the local mesh that this controller belongs to, where drills are carried out;
     # empty: none, and drills are refused.
     mesh: str = ""
+    # Where Envoy is told to send its spans, and how many of the traces that it begins.
+    tracing: TracingSettings = field(default_factory=TracingSettings)
 
 
 def read_settings(path: Path) -> ControllerSettings:

@@ -24,16 +24,21 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
-from router.access import THROUGH_THE_EDGE, Access, Kind
+from router.access import Access
 from router.admission.gate import Admission
 from router.errors import Refusal, Violation, abort, bad_request
 from router.home import SlotFinder, find_method, home_field, is_bulk, slot_finder
-from router.identity import EDGE, caller_of, principal_of
-from router.metrics import Calls
-from router.signing.call import RECEIVED, SIGNER
+from router.metrics import Calls, SlotCalls
+from router.ownership import access_of, authorise, of_merchant
+from router.signing.call import RECEIVED
 from router.slotmap import SlotMap
 from router.slots import SLOT_COUNT, SlotRange
 from router.tally import Tally
+from router.tracing.calls import attributes_of, traceparent_of
+from router.tracing.current import current
+from router.tracing.model import Root, SpanKind
+from router.tracing.rules import failure_of
+from router.tracing.tracer import Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -230,6 +235,7 @@ class GuardedServer:
         tallies: Mapping[str, Tally] | None = None,
         calls: Calls | None = None,
         signing: Signing | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """`access`: `package.Service/Method` → who may call; what it does not name is refused.
         None: another gate decides (the control plane's).
@@ -237,10 +243,12 @@ class GuardedServer:
         `faults`: exceptions of outside systems → what the caller hears of them. `admission`: the
         policies' limits, before the slot is looked at. `tallies`: full service name → where its
         calls are counted. `calls`: where all are, for metrics. `signing`: what looks at
-        signatures, at the home of a request and nowhere else.
+        signatures, at the home of a request and nowhere else. `tracer`: where each call is a span;
+        None: nowhere.
         """
         self._signing = signing
         self._calls = calls or Calls()
+        self._tracer = tracer
         self._admission = admission
         self._server = server
         self._here = here
@@ -285,17 +293,21 @@ class GuardedServer:
             # Within the guard: what is parked while its slot moves does not count as slow.
             # Bulk has an outcome for each of its many, and counts them itself.
             behaviour = self._tallies[service].watch(behaviour, self._is_newcomer(finder))
-        access = _access_of(self._access, f"{service}/{name}")
+        access = access_of(self._access, f"{service}/{name}")
         if access is not None:
-            behaviour = _of_merchant(access, service, siblings, behaviour)
+            behaviour = of_merchant(access, service, siblings, behaviour)
         if self._signing is not None:
             behaviour = _signed(self._signing, f"{service}/{name}", handler, finder, behaviour)
         if finder is not None and not bulk:
-            behaviour = _at_home(self._here, finder, field or "", behaviour)
+            counted = self._calls.of_slots(f"{service}/{name}")
+            behaviour = _at_home(self._here, finder, field or "", behaviour, counted)
         if self._admission is not None and method and not handler.request_streaming:
             name_in_full = f"{service}/{name}"
             behaviour = self._admission.wrap(name_in_full, method.input_type, behaviour, bulk=bulk)
-        behaviour = _answering(f"{service}/{name}", access, self._faults, behaviour, self._calls)
+        # A stream lives as long as its caller likes: it is no request to be slow.
+        tracer = None if handler.request_streaming else self._tracer
+        answering = _Answering(f"{service}/{name}", access, self._faults, self._calls, tracer)
+        behaviour = answering.wrap(behaviour)
         make = (
             grpc.stream_stream_rpc_method_handler
             if handler.request_streaming
@@ -328,163 +340,108 @@ def _signed(
     return refused_if_required
 
 
-def _at_home(here: SlotsHere, finder: SlotFinder, field: str, behaviour: Behaviour) -> Behaviour:
+def _at_home(
+    here: SlotsHere, finder: SlotFinder, field: str, behaviour: Behaviour, counted: SlotCalls
+) -> Behaviour:
     async def guarded(request: Any, context: Any) -> Any:
         try:
             slot = finder(request)
         except ValueError as error:
             raise bad_request([Violation(field, str(error))]) from None
+        scope = current.get()
+        if isinstance(scope, Root):
+            scope.slot = slot
         await here.enter(slot)
+        began = time.perf_counter()
+        code = "INTERNAL"
         try:
-            return await behaviour(request, context)
+            answer = await behaviour(request, context)
+            code = "OK"
+            return answer
+        except Refusal as refusal:
+            code = refusal.code.name
+            raise
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
         finally:
             here.leave(slot)
+            counted.note(slot, code, time.perf_counter() - began)
 
     return guarded
 
 
-_NOBODY = Access(frozenset())
+class _Answering:
+    """Turns refusals into statuses and faults into an INTERNAL that says nothing (pitfall 34);
+    counts each call, and makes it the root of what its trace has here."""
 
+    def __init__(
+        self,
+        name: str,
+        access: Access | None,
+        faults: Mapping[type[Exception], Callable[[Any], Refusal]],
+        calls: Calls,
+        tracer: Tracer | None,
+    ) -> None:
+        self._name = name
+        self._access = access
+        self._faults = faults
+        self._fault_types = tuple(faults)
+        self._calls = calls
+        self._tracer = tracer
 
-def _access_of(table: Mapping[str, Access] | None, name: str) -> Access | None:
-    return None if table is None else table.get(name, _NOBODY)
+    def wrap(self, behaviour: Behaviour) -> Behaviour:
+        tracer, name, calls = self._tracer, self._name, self._calls
 
+        async def answer(request: Any, context: Any) -> Any:
+            began = time.perf_counter()
+            code, reason = "CANCELLED", ""
+            root = None
+            calls.under_way += 1
+            if tracer is not None:
+                root = tracer.begin(name, SpanKind.SERVER, traceparent_of(context))
+                token = current.set(root)
+            response = None
+            try:
+                require_wellformed(request)
+                if self._access is not None:
+                    authorise(context, self._access)
+                response = await behaviour(request, context)
+                code = "OK"
+                return response
+            except (asyncio.CancelledError, grpc.aio.AbortError):
+                raise
+            except Exception as error:
+                heard = self._heard(error)
+                code, reason = heard.code.name, heard.reason
+                try:
+                    await abort(context, heard)
+                finally:
+                    # It knows this frame: together they would live until cycles are looked for.
+                    del heard
+            finally:
+                calls.under_way -= 1
+                trace_id = ""
+                if root is not None and tracer is not None:
+                    current.reset(token)
+                    failure = failure_of(code, reason)
+                    if tracer.end(
+                        root, failure, lambda: attributes_of(name, code, request, response)
+                    ):
+                        trace_id = root.trace.trace_id
+                calls.note(name, code, time.perf_counter() - began, trace_id)
 
-def _of_merchant(
-    access: Access, service: str, siblings: Mapping[str, Any], behaviour: Behaviour
-) -> Behaviour:
-    """A merchant's request goes on when it is of what is his. Asked once it is known who signed."""
-    own = access.own
-    look, ask = None, None
-    if own is not None and own.of:
-        look = siblings[own.of].unary_unary
-        ask = find_method(f"/{service}/{own.of}").input_type._concrete_class
+        return answer
 
-    async def owned(request: Any, context: Any) -> Any:
-        merchant = _merchant_of(context)
-        if not merchant:
-            return await behaviour(request, context)
-        if own is None:
-            raise _not_allowed(access, SIGNER.get())
-        named: str = getattr(request, own.field)
-        if own.by_service:
-            return await behaviour(request, context)
-        if look is None or ask is None:
-            if named != merchant:
-                raise _not_his(own.field)
-            return await behaviour(request, context)
-        try:
-            found = await look(ask(**{own.field: named}), context)
-        except Refusal as refusal:
-            if refusal.code == grpc.StatusCode.NOT_FOUND:
-                raise _not_there(own.field) from None
-            raise
-        if merchant not in [getattr(found, owner) for owner in own.owners]:
-            raise _not_there(own.field)
-        return await behaviour(request, context)
-
-    return owned
-
-
-def _merchant_of(context: Any) -> str:
-    """For which merchant the call is made: who signed it, or whose certificate it is. Empty: for
-    whomever a service names. Raises Refusal when the two are not the same."""
-    signer = SIGNER.get()
-    caller = principal_of(context)
-    if caller is None or caller.kind != Kind.MERCHANT:
-        return signer
-    if signer not in {"", caller.name}:
-        raise Refusal(
-            grpc.StatusCode.PERMISSION_DENIED,
-            "SIGNER_NOT_CALLER",
-            "the request is signed by another merchant than the certificate is of",
+    def _heard(self, error: Exception) -> Refusal:
+        """What the caller hears of it."""
+        if isinstance(error, Refusal):
+            return error
+        if isinstance(error, self._fault_types):
+            return self._faults[type(error)](error)
+        log.exception("a request failed", method=self._name)
+        return Refusal(
+            grpc.StatusCode.INTERNAL,
+            "INTERNAL",
+            "the cell failed; retry with the same idempotency key to learn the outcome",
         )
-    return caller.name
-
-
-def _not_his(field: str) -> Refusal:
-    return Refusal(
-        grpc.StatusCode.PERMISSION_DENIED,
-        "NOT_YOURS",
-        f"{field}: a merchant speaks for himself alone",
-        metadata={"field": field},
-    )
-
-
-def _not_there(field: str) -> Refusal:
-    """The same for what is another's and for what is not: an ID is not to be tried out."""
-    return Refusal(
-        grpc.StatusCode.NOT_FOUND,
-        "NOT_FOUND",
-        f"{field}: nothing of yours has this ID",
-        metadata={"field": field},
-    )
-
-
-def _answering(
-    name: str,
-    access: Access | None,
-    faults: Mapping[type[Exception], Callable[[Any], Refusal]],
-    behaviour: Behaviour,
-    calls: Calls,
-) -> Behaviour:
-    """Turns refusals into statuses and faults into an INTERNAL that says nothing (pitfall 34)."""
-
-    async def answer(request: Any, context: Any) -> Any:
-        began = time.perf_counter()
-        code = "OK"
-        calls.under_way += 1
-        try:
-            require_wellformed(request)
-            if access is not None:
-                _authorise(context, access)
-            return await behaviour(request, context)
-        except Refusal as refusal:
-            code = refusal.code.name
-            await abort(context, refusal)
-        except (asyncio.CancelledError, grpc.aio.AbortError):
-            code = "CANCELLED"
-            raise
-        except tuple(faults) as error:
-            heard = faults[type(error)](error)
-            code = heard.code.name
-            await abort(context, heard)
-        except Exception:
-            code = "INTERNAL"
-            log.exception("a request failed", method=name)
-            await abort(
-                context,
-                Refusal(
-                    grpc.StatusCode.INTERNAL,
-                    "INTERNAL",
-                    "the cell failed; retry with the same idempotency key to learn the outcome",
-                ),
-            )
-        finally:
-            calls.under_way -= 1
-            calls.note(name, code, time.perf_counter() - began)
-
-    return answer
-
-
-def _authorise(context: Any, access: Access) -> None:
-    caller = caller_of(context)
-    kinds = access.kinds
-    if caller is not None and caller.kind == EDGE:
-        principal = principal_of(context)
-        if Kind.EDGE not in kinds:
-            caller, kinds = principal, kinds & THROUGH_THE_EDGE
-        elif principal is not None:
-            # It carries what somebody else asks for.
-            caller = principal
-    if caller is None or caller.kind not in kinds:
-        raise _not_allowed(access, caller.spiffe_id if caller else "")
-
-
-def _not_allowed(access: Access, caller: str) -> Refusal:
-    return Refusal(
-        grpc.StatusCode.PERMISSION_DENIED,
-        "CALLER_NOT_ALLOWED",
-        f"only {' or '.join(sorted(access.kinds)) or 'nobody'} may call this",
-        metadata={"caller": caller},
-    )

@@ -13,15 +13,17 @@ from typing import Any
 import structlog
 
 from router.redaction import redacted, redacted_value
+from router.tracing.current import current_scope
 
 # Written by the processors themselves.
-_OWN = frozenset({"level", "timestamp"})
+_OWN = frozenset({"level", "timestamp", "trace_id", "span_id"})
 
 
 def configure_logs(**bound: str) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            add_trace,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -34,6 +36,15 @@ def configure_logs(**bound: str) -> None:
     )
     structlog.contextvars.bind_contextvars(**bound)
     _redact_others()
+
+
+def add_trace(logger: Any, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """structlog's processor: which trace this line belongs to, when one is recorded."""
+    scope = current_scope()
+    if scope is not None:
+        line["trace_id"] = scope.trace.trace_id
+        line["span_id"] = f"{scope.span_id:016x}"
+    return line
 
 
 def redact_line(

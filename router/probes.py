@@ -3,7 +3,7 @@ certificate.
 
 /live     the event loop turns. Nothing else: a database that is away is no reason to be killed.
 /ready    the process takes work now: 200, or 503.
-/metrics  Prometheus' text format.
+/metrics  Prometheus' text format, or OpenMetrics' (which has examples) for who accepts it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from router.metrics import CONTENT_TYPE
+from router.metrics import CONTENT_TYPE, OPENMETRICS_TYPE, wants_openmetrics
 
 log = structlog.get_logger(__name__)
 
 
 class Probes:
-    """`ready`: whether it takes work. `metrics`: the page, when it is asked for."""
+    """`ready`: whether it takes work. `metrics`: the page, when it is asked for; given whether
+    it is to be in OpenMetrics' format."""
 
-    def __init__(self, ready: Callable[[], bool], metrics: Callable[[], Awaitable[str]]) -> None:
+    def __init__(
+        self, ready: Callable[[], bool], metrics: Callable[[bool], Awaitable[str]]
+    ) -> None:
         self._ready = ready
         self._metrics = metrics
         # host:port, once it listens.
@@ -58,5 +61,7 @@ class Probes:
             return web.Response(text="ready\n")
         return web.Response(status=503, text="not ready\n")
 
-    async def _page(self, _request: web.Request) -> web.Response:
-        return web.Response(text=await self._metrics(), headers={"content-type": CONTENT_TYPE})
+    async def _page(self, request: web.Request) -> web.Response:
+        openmetrics = wants_openmetrics(request.headers.get("accept", ""))
+        kind = OPENMETRICS_TYPE if openmetrics else CONTENT_TYPE
+        return web.Response(text=await self._metrics(openmetrics), headers={"content-type": kind})

@@ -17,7 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 from router.client.bootstrap import xds_bootstrap
 from router.client.tls import TlsFiles
 from router.documents import BadSettings, read_document
-from router.edge.bootstrap import HttpEdge, edge_bootstrap
+from router.edge.bootstrap import OFF, HttpEdge, edge_bootstrap
+from router.tracing.model import TracingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class EdgeSettings:
     # Whom it believes to be the control plane: SPIFFE IDs that begin so.
     control_spiffe_prefix: str
     http: HttpEdge | None = None
+    # The controllers' has the same endpoint, and the share of traces that Envoy begins.
+    tracing: TracingSettings = OFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ def render(kind: str, settings: Path) -> dict[str, Any]:
             edge.node_id,
             edge.control_spiffe_prefix,
             edge.http,
+            edge.tracing,
         )
     client = TypeAdapter(ClientSettings).validate_json(document)
     return xds_bootstrap(client.xds_servers, client.tls, client.node_id)

@@ -14,7 +14,9 @@ from control.cellctl.session import Session
 from control.mesh import launcher
 from control.mesh.options import MeshOptions
 from router.client import CallPolicy, Mesh, connect_direct
+from router.tracing.model import TracingSettings
 from tests.chaos.outside import banks
+from tests.integration.collector import Collector, collecting
 
 # Short waits, so that what happens in minutes in production happens within a test.
 OVERRIDES = {
@@ -68,20 +70,30 @@ def bank_ports(outside: tuple[Any, dict[str, Mapping[str, int]]]) -> dict[str, M
 
 
 @pytest.fixture(scope="session")
+def collector() -> Iterator[Collector]:
+    """Who takes the traces of `session`'s mesh."""
+    with collecting() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
 def session(
-    tmp_path_factory: pytest.TempPathFactory, outside: tuple[list[dict[str, Any]], Any]
+    tmp_path_factory: pytest.TempPathFactory,
+    outside: tuple[list[dict[str, Any]], Any],
+    collector: Collector,
 ) -> Iterator[Session]:
     data = tmp_path_factory.mktemp("mesh")
     os.environ.pop("GRPC_XDS_BOOTSTRAP", None)
     overrides = {**OVERRIDES, "channels": outside[0]}
     try:
-        with launcher.running(
-            data,
-            3,
-            MeshOptions(
-                cell_overrides=overrides, lease_ttl_s=LEASE_TTL_S, edge_denied=(DENIED_RANGE,)
-            ),
-        ):
+        options = MeshOptions(
+            cell_overrides=overrides,
+            lease_ttl_s=LEASE_TTL_S,
+            edge_denied=(DENIED_RANGE,),
+            # All of them, but for those whose callers say that they are in no sample.
+            tracing=TracingSettings(endpoint=collector.url, sample_ratio=1.0),
+        )
+        with launcher.running(data, 3, options):
             yield Session.open(data)
     finally:
         launcher.remove(data)

@@ -20,6 +20,7 @@ from cells.outbox.worker import OutboxRelay
 from cells.settings import OutboxSettings
 from router.client.tls import TlsFiles
 from router.errors import Refusal
+from router.tracing.tracer import Tracer
 
 _AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 _STREAM_FAULTS = (nats.errors.Error, OSError, TimeoutError)
@@ -36,8 +37,9 @@ class BreakingOutbox(OutboxRelay):
         settings: OutboxSettings,
         breaker: Breaker,
         nats_tls: TlsFiles | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
-        super().__init__(engine, cell, nats_url, settings, nats_tls)
+        super().__init__(engine, cell, nats_url, settings, nats_tls, tracer)
         self._breaker = breaker
 
     async def relay_rows(self, stream: Any) -> bool:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 import grpc
 import structlog
+from prometheus_client.metrics_core import Metric
 
 from cells.channels.attempts import Attempt
 from cells.channels.instruments import Vault
@@ -28,9 +30,14 @@ from cells.channels.model import (
 from cells.channels.rules import of_original
 from cells.settings import BankingSettings
 from router.errors import Refusal
+from router.metrics import counter
+from router.tracing.current import span
+from router.tracing.model import SpanKind
 
 log = structlog.get_logger(__name__)
 
+# What a trace is kept for: the bank did not do what it was asked, or did not say.
+_FAILURES = frozenset({Verdict.DECLINED, Verdict.FAILED, Verdict.UNKNOWN})
 # An adapter keeps its time-out itself; this is for one that does not.
 _GRACE_S = 2.0
 
@@ -42,6 +49,17 @@ class Asking:
         self._channels = channels
         self._vault = vault
         self._settings = settings
+        # (channel, operation, verdict) → answers.
+        self.answers: Counter[tuple[str, str, str]] = Counter()
+
+    def __call__(self) -> Iterator[Metric]:
+        """For Prometheus: what banks accept."""
+        yield counter(
+            "cellpay_bank_answers",
+            "Answers of banks, by channel, operation and verdict.",
+            sorted(self.answers.items()),
+            labels=("channel", "operation", "verdict"),
+        )
 
     def can(self, channel: str, operation: Operation) -> bool:
         found = self._channels.get(channel)
@@ -52,7 +70,8 @@ class Asking:
     ) -> Answer:
         """An authorisation or a payout, once. `written_at_s`: monotonic, before the commit."""
         try:
-            instrument = await self._vault.reveal(instrument_id, attempt.attempt_id)
+            with span("vault.reveal"):
+                instrument = await self._vault.reveal(instrument_id, attempt.attempt_id)
         except Refusal as refusal:
             log.warning("an instrument is not revealed", reason=refusal.reason)
             if refusal.code in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION}:
@@ -93,13 +112,20 @@ class Asking:
         if channel is None:
             return _not_sent("this cell does not reach that bank")
         timeout_s = self._settings.answer_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s + _GRACE_S):
-                return await channel.perform(request, timeout_s)
-        except Exception as error:
-            # It may have left: nothing else may be said of it.
-            log.error("an adapter failed", channel=name, error=type(error).__name__)
-            return Answer(Verdict.UNKNOWN, AnswerReason.TIMED_OUT)
+        with span(f"bank.{request.operation.lower()}", kind=SpanKind.CLIENT) as watching:
+            watching.note(channel=name, attempt_id=request.reference)
+            try:
+                async with asyncio.timeout(timeout_s + _GRACE_S):
+                    answer = await channel.perform(request, timeout_s)
+            except Exception as error:
+                # It may have left: nothing else may be said of it.
+                log.error("an adapter failed", channel=name, error=type(error).__name__)
+                answer = Answer(Verdict.UNKNOWN, AnswerReason.TIMED_OUT)
+            self.answers[name, request.operation, answer.verdict] += 1
+            watching.note(verdict=str(answer.verdict), reason=str(answer.reason))
+            if answer.verdict in _FAILURES:
+                watching.fail(f"{answer.verdict} {answer.reason}")
+        return answer
 
 
 def _request(

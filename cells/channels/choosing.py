@@ -12,6 +12,7 @@ from cells.channels.interface import Channel
 from cells.channels.model import Answer, ChannelSettings, Operation
 from router.ids import Kind, slot_of_id
 from router.minting import mint_now
+from router.tracing.current import span
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ class Chooser(Protocol):
 
 async def following(chooser: Chooser, ask: Ask) -> Following | None:
     """What is to be attempted next; None when no channel takes it."""
-    choice = await chooser.choose(ask)
+    with span("channel.choose"):
+        choice = await chooser.choose(ask)
     if not choice.channel:
         return None
     attempt_id = mint_now(Kind.ATTEMPT, slot_of_id(ask.owner_id))

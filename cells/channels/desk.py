@@ -78,7 +78,7 @@ class Desk:
         self.chooser = chooser
         self.vault = vault
         self.drives = Drives(settings.in_flight_max, settings.wait_max_s)
-        asking = Asking(channels, vault, settings)
+        self.asking = asking = Asking(channels, vault, settings)
         self.charging = Charging(lanes, engine, asking, chooser, vault, self.drives, settings)
         self.refunding = ChargeRefunding(
             lanes, engine, asking, self.drives, settings, deferred.refunds

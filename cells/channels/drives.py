@@ -11,6 +11,8 @@ import grpc
 import structlog
 
 from router.errors import Refusal
+from router.tracing.current import current, within
+from router.tracing.model import Scope
 
 log = structlog.get_logger(__name__)
 
@@ -23,6 +25,8 @@ _SHARE = 0.9
 class _Work(NamedTuple):
     coroutine: Coroutine[Any, Any, Any]
     future: asyncio.Future[Any]
+    # Where its caller is in a trace; it goes on there.
+    scope: Scope | None
 
 
 class Drives:
@@ -45,7 +49,7 @@ class Drives:
     def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._in_flight += 1
-        self._waiting.put_nowait(_Work(coroutine, future))
+        self._waiting.put_nowait(_Work(coroutine, future, current.get()))
         return future
 
     async def result(self, future: asyncio.Future[T], timeout_s: float | None, before: T) -> T:
@@ -67,7 +71,8 @@ class Drives:
 
     async def _work(self, work: _Work) -> None:
         try:
-            result = await work.coroutine
+            with within(work.scope):
+                result = await work.coroutine
         except Exception as error:
             # What it was at is written down; recovery takes it on.
             log.warning("a drive broke off", error=f"{type(error).__name__}: {error}"[:200])

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii as quoted
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from cells.ledger.model import (
     MAX_BALANCE_MINOR,
@@ -45,6 +45,13 @@ class Leg(NamedTuple):
     amount: int
 
 
+class Traced(Protocol):
+    """A place in a trace (router/tracing)."""
+
+    @property
+    def traceparent(self) -> str: ...
+
+
 class Changes(NamedTuple):
     """What a table's rows became: rows that are `fresh`, or what was loaded and is another now."""
 
@@ -67,6 +74,8 @@ class Book:
         self._entries: list[Entry] = []
         self._events: list[Event] = []
         self._marks = (0, 0)
+        # Where the command that is decided now is in its trace: its events carry it on.
+        self.scope: Traced | None = None
 
     def owns(self, slot: int) -> bool:
         return slot in self.epochs
@@ -187,10 +196,11 @@ class Book:
 
         `payload`: a JSON object on one line.
         """
+        traced = "" if self.scope is None else f'"traceparent":"{self.scope.traceparent}",'
         # By hand, as json.dumps would write it: it is in the path of every payment.
         line = (
             f'{{"id":"{event_id}","type":"{type_}","slot":{slot},"merchant_id":'
-            f'{quoted(merchant_id)},"time":"{self._time}","data":{payload}}}'
+            f'{quoted(merchant_id)},"time":"{self._time}",{traced}"data":{payload}}}'
         )
         self._events.append(Event(slot, event_id, type_, line))
 

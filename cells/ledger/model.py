@@ -84,7 +84,8 @@ class Event(NamedTuple):
     slot: int
     event_id: str
     type: str
-    # One line of JSON: {"id", "type", "slot", "merchant_id", "time", "data"}.
+    # One line of JSON: {"id", "type", "slot", "merchant_id", "time", "data"}; before "data", where
+    # traces are recorded, "traceparent".
     line: str
 
 

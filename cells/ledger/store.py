@@ -29,6 +29,8 @@ from cells.ledger.records import (
     write_statement,
 )
 from cells.ledger.tables import IDEMPOTENCY
+from router.tracing.groups import Group
+from router.tracing.model import Scope
 
 # Rows of tables without changes, as committed, by database: what cannot change is read once.
 _Remembered = dict[RecordType[Any], dict[str, tuple[Any, ...]]]
@@ -36,9 +38,16 @@ _remembered: WeakKeyDictionary[AsyncEngine, _Remembered] = WeakKeyDictionary()
 
 
 async def commit_group(
-    source: AsyncEngine | KeptConnection, cell: str, commands: Sequence[Command]
+    source: AsyncEngine | KeptConnection,
+    cell: str,
+    commands: Sequence[Command],
+    scopes: Sequence[Scope | None] = (),
+    watch: Group | None = None,
 ) -> list[Outcome]:
     """Decides the commands in order and commits what they changed, all or nothing.
+
+    `scopes`: each command's place in its trace, which its events carry on. `watch` hears when each
+    stage has passed.
 
     Raises what the database raises; running it again is safe, because every command is idempotent
     by its key or by the state of the row that it changes.
@@ -49,14 +58,30 @@ async def commit_group(
         slots.update(command.other_slots())
     async with transaction(source) as driver:
         session, held = await fence(driver, cell, slots)
+        passed = watch.passed if watch is not None else _unseen
+        passed("fence")
         book = Book(held.epochs, held.now)
         known = _remembered.setdefault(engine, {})
         await _load(driver, book, _first_keys(commands), known)
         await _load(driver, book, _second_keys(commands, book), known)
-        outcomes = [decide(book, command) for command in commands]
+        passed("load")
+        if scopes:
+            outcomes = []
+            for command, scope in zip(commands, scopes, strict=True):
+                book.scope = scope
+                outcomes.append(decide(book, command))
+        else:
+            outcomes = [decide(book, command) for command in commands]
+        passed("decide")
         if await _write(session, book):
+            passed("write")
             await commit(driver)
+        passed("commit")
     return outcomes
+
+
+def _unseen(stage: str) -> None:
+    """Nobody watches."""
 
 
 def decide(book: Book, command: Command) -> Outcome:

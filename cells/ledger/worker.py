@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from cells.ledger.model import Command, Outcome
 from cells.ledger.store import commit_group
 from cells.settings import LaneSettings
 from router.errors import Refusal
+from router.tracing.current import current, error_of, new_span_id
+from router.tracing.groups import Group, Waited
+from router.tracing.model import LINES_MAX, Line, Scope, SpanKind
 
 log = structlog.get_logger(__name__)
 
@@ -82,8 +86,17 @@ class _Pending:
     command: Command
     future: _Answer
     deadline: float
+    # Whose trace it belongs to, and since when it waits; None: nothing is recorded.
+    scope: Scope | None = None
+    queued: float = 0.0
 
     def fail(self, refusal: Refusal) -> None:
+        if self.scope is not None:
+            line = Line(
+                new_span_id(), self.scope.span_id, "ledger.wait", SpanKind.INTERNAL, self.queued,
+                time.perf_counter(), None, error_of(refusal),
+            )  # fmt: skip
+            self.scope.trace.add(line)
         if not self.future.done():
             self.future.set_exception(refusal)
 
@@ -125,22 +138,33 @@ class Lane:
             self.figures.refused += 1
             raise _full()
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Pending(command, future, self._deadline(timeout_s)))
+        pending = _Pending(command, future, self._deadline(timeout_s))
+        scope = current.get()
+        if scope is not None:
+            pending.scope, pending.queued = scope, time.perf_counter()
+        self._queue.append(pending)
         self._filled.set()
         return await future
 
     def add_batch(
-        self, batch: _Batch, commands: Iterable[tuple[int, Command]], timeout_s: float | None
+        self,
+        batch: _Batch,
+        commands: Iterable[tuple[int, Command]],
+        timeout_s: float | None,
+        scopes: Sequence[Scope | None],
     ) -> None:
-        """Commands with their places in the batch."""
+        """Commands with their places in the batch. `scopes`: by place; empty: the caller's."""
         deadline = self._deadline(timeout_s)
+        whole = current.get()
+        queued = time.perf_counter()
         for number, command in commands:
             place = _Place(batch, number)
             if len(self._queue) >= self._settings.queue_max:
                 self.figures.refused += 1
                 place.set_exception(_full())
             else:
-                self._queue.append(_Pending(command, place, deadline))
+                scope = scopes[number] if scopes else whole
+                self._queue.append(_Pending(command, place, deadline, scope, queued))
         self._filled.set()
 
     def _deadline(self, timeout_s: float | None) -> float:
@@ -207,12 +231,19 @@ class Lane:
         """Commits a group whatever happens: again, in halves, or not at all; then answers."""
         uncertain = False
         tries = 0
+        watch = _watch(group)
         while group:
             tries += 1
             began = asyncio.get_running_loop().time()
+            if watch is not None:
+                watch.begin()
             try:
                 outcomes = await commit_group(
-                    self._connection, self._cell, [pending.command for pending in group]
+                    self._connection,
+                    self._cell,
+                    [pending.command for pending in group],
+                    [pending.scope for pending in group] if watch is not None else (),
+                    watch,
                 )
             except MoneyBroken:
                 log.critical("a money invariant broke: this cell stops", exc_info=True)
@@ -231,6 +262,8 @@ class Lane:
                     return
                 continue
             self.figures.commit_s += asyncio.get_running_loop().time() - began
+            if watch is not None:
+                _tell_members(group, watch)
             self._answer(group, outcomes, uncertain)
             return
 
@@ -267,6 +300,26 @@ class Lane:
         middle = len(group) // 2
         await self._commit(group[:middle])
         await self._commit(group[middle:])
+
+
+def _watch(group: Sequence[_Pending]) -> Group | None:
+    """None: nobody in the group is recorded."""
+    for pending in group:
+        if pending.scope is not None:
+            return Group(len(group))
+    return None
+
+
+def _tell_members(group: Sequence[_Pending], watch: Group) -> None:
+    """Each member's trace hears of the commit: once, however many of the commands are its own."""
+    watch.end()
+    last = None
+    for pending in group:
+        scope = pending.scope
+        if scope is not None and scope is not last:
+            last = scope
+            if not scope.trace.ended and len(scope.trace.lines) < LINES_MAX:
+                scope.trace.lines.append(Waited(scope.span_id, pending.queued, watch))
 
 
 def _unexpired(group: list[_Pending]) -> list[_Pending]:
@@ -312,9 +365,13 @@ class Lanes:
         return await self.lanes[command.slot % len(self.lanes)].submit(command, timeout_s)
 
     async def submit_many(
-        self, commands: Sequence[Command], timeout_s: float | None = None
+        self,
+        commands: Sequence[Command],
+        timeout_s: float | None = None,
+        scopes: Sequence[Scope | None] = (),
     ) -> Sequence[Outcome | Refusal]:
-        """Each command's outcome, or why it could not be had, in their order."""
+        """Each command's outcome, or why it could not be had, in their order. `scopes`: the
+        commands' places in their traces; without, all are at the caller's."""
         if not commands:
             return []
         batch = _Batch(len(commands), asyncio.get_running_loop().create_future())
@@ -322,7 +379,7 @@ class Lanes:
         for number, command in enumerate(commands):
             shares.setdefault(command.slot % len(self.lanes), []).append((number, command))
         for lane, share in shares.items():
-            self.lanes[lane].add_batch(batch, share, timeout_s)
+            self.lanes[lane].add_batch(batch, share, timeout_s, scopes)
         await batch.future
         return batch.outcomes
 

@@ -7,6 +7,7 @@ from the stream. A message is acknowledged when all its events have theirs; a re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
@@ -23,6 +24,9 @@ from cells.outbox.stream import STREAM, SUBJECTS, connect_stream
 from router.client.tls import TlsFiles
 from router.errors import Refusal
 from router.slots import slot_of_user
+from router.tracing.model import SpanKind
+from router.tracing.rules import parse_traceparent
+from router.tracing.tracer import Tracer, root
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +71,9 @@ class Consumer:
         cell: str,
         nats_url: str,
         nats_tls: TlsFiles | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._deliveries = deliveries
         self._cell = cell
         self._nats_url = nats_url
@@ -120,9 +126,11 @@ class Consumer:
 
     async def _take(self, items: Sequence[_Item]) -> None:
         """Sees to it that each event has its delivery; where it has not, its message fails."""
-        request = pb.EnqueueDeliveriesRequest(deliveries=[item.request for item in items])
         try:
-            answer = await self._deliveries.EnqueueDeliveries(request, timeout=_CALL_WAIT_S)
+            with self._consuming(items):
+                deliveries = [item.request for item in items]
+                request = pb.EnqueueDeliveriesRequest(deliveries=deliveries)
+                answer = await self._deliveries.EnqueueDeliveries(request, timeout=_CALL_WAIT_S)
         except (grpc.aio.AioRpcError, Refusal) as error:
             for item in items:
                 item.fail(_code(error))
@@ -136,6 +144,21 @@ class Consumer:
                 await self._take_alone(item)
             else:
                 item.fail(refusal.code)
+
+    @contextlib.contextmanager
+    def _consuming(self, items: Sequence[_Item]) -> Iterator[None]:
+        """A span in the trace of each event that is in the sample; the call is in the first's."""
+        with contextlib.ExitStack() as stack:
+            for item in reversed(items) if self._tracer is not None else ():
+                parent = parse_traceparent(item.request.traceparent)
+                if parent is not None and parent.sampled:
+                    watching = root(
+                        self._tracer, "event.consume", SpanKind.CONSUMER, item.request.traceparent
+                    )
+                    watching = stack.enter_context(watching)
+                    watching.note(event_id=item.request.event_id)
+                    item.request.traceparent = watching.traceparent
+            yield
 
     async def _take_alone(self, item: _Item) -> None:
         try:
@@ -224,6 +247,7 @@ def _delivery_request(event: Mapping[str, Any]) -> pb.EnqueueDeliveryRequest:
         event_id=event["id"],
         event_type=event["type"],
         body=json.dumps(body, separators=(",", ":")),
+        traceparent=event.get("traceparent", ""),
     )
 
 

@@ -77,6 +77,8 @@ class Delivery(NamedTuple):
     # While an attempt runs: when its claim ends.
     next_attempt_at: datetime
     created_at: datetime
+    # Of the trace that the event belongs to; empty: none was recorded.
+    traceparent: str = ""
 
 
 class Retrying(NamedTuple):

@@ -211,6 +211,7 @@ class EnqueueDelivery:
     event_id: str
     event_type: str
     body: str
+    traceparent: str = ""
     # The event is the key: it is in the delivery's ID.
     idempotency = None
     resource_type = DELIVERIES
@@ -240,7 +241,7 @@ class EnqueueDelivery:
         state = DeliveryState.SKIPPED if endpoint is None else DeliveryState.PENDING
         delivery = Delivery(
             self.slot, identifier, self.event_id, self.event_type, self.merchant_id, self.body,
-            state, 0, "", book.now, book.now,
+            state, 0, "", book.now, book.now, self.traceparent,
         )  # fmt: skip
         # Nothing is kept for a merchant who does not listen: it would cost as much as his payments.
         return Accepted(delivery if endpoint is None else book.put(DELIVERIES, delivery))

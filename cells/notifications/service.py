@@ -38,6 +38,7 @@ from router.errors import Refusal
 from router.identity import caller_of
 from router.ids import Kind, slot_of_id
 from router.slots import slot_of_user
+from router.tracing.rules import parse_traceparent
 
 _BODY_BYTES_MAX = 64 * 1024
 _STATES_OUT = {
@@ -181,7 +182,11 @@ class NotificationsService(notifications_pb2_grpc.NotificationsServiceServicer):
     ) -> pb.EnqueueDeliveriesResponse:
         _only_cells(context)
         outcomes = await self._bulk.run(
-            "deliveries", request.deliveries, _enqueue_command, timeout_of(context)
+            "deliveries",
+            request.deliveries,
+            _enqueue_command,
+            timeout_of(context),
+            trace_of=_trace_of,
         )
         return pb.EnqueueDeliveriesResponse(
             error_statuses=[
@@ -200,7 +205,15 @@ def _enqueue_command(request: pb.EnqueueDeliveryRequest) -> EnqueueDelivery:
         check.wrong("body", f"must be a JSON document of at most {_BODY_BYTES_MAX} bytes")
     check.done()
     slot = slot_of_user(merchant_id)
-    return EnqueueDelivery(slot, merchant_id, event_id, event_type, request.body)
+    # What is no traceparent goes no further: merchants receive it as a header.
+    traceparent = request.traceparent if parse_traceparent(request.traceparent) else ""
+    return EnqueueDelivery(slot, merchant_id, event_id, event_type, request.body, traceparent)
+
+
+def _trace_of(request: pb.EnqueueDeliveryRequest) -> tuple[str, str]:
+    """Only of the sample: there is one for each event, behind messages, where nobody waits."""
+    parent = parse_traceparent(request.traceparent)
+    return "delivery.enqueue", request.traceparent if parent and parent.sampled else ""
 
 
 def _one_line(body: str) -> bool:

@@ -44,6 +44,8 @@ deliveries = Table(
     Column("last_error", Text, nullable=False),
     Column("next_attempt_at", DateTime(timezone=True), nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
+    # Cells of an older version do not know it.
+    Column("traceparent", Text, nullable=False, server_default=text("''")),
 )
 # Only what is still to be delivered: it stays small however many deliveries there were.
 Index(

@@ -42,6 +42,9 @@ from cells.reading import ReadEngine
 from cells.settings import WebhookSettings
 from router.errors import Refusal
 from router.signing.keys import Signer
+from router.tracing.model import SpanKind
+from router.tracing.rules import TRACEPARENT
+from router.tracing.tracer import Tracer, root
 
 log = structlog.get_logger(__name__)
 
@@ -82,11 +85,13 @@ class Webhooks:
         secrets: Secrets,
         signer: Callable[[], Signer | None],
         allow_private: bool,
+        tracer: Tracer | None = None,
     ) -> None:
         """`signer`: our own key, by which a merchant knows us without a secret; None while there
         is none."""
         self._secrets = secrets
         self._signer = signer
+        self._tracer = tracer
         self._lanes = lanes
         self._engine = engine
         self._cell = cell
@@ -193,9 +198,13 @@ class Webhooks:
         )  # fmt: skip
         if claimed is None:
             return
-        unix_s = int(time.time())
-        headers = signature_headers(claimed, secret, self._signer(), unix_s)
-        answer = await send(session, claimed, item.endpoint.url, headers)
+        with root(self._tracer, "webhook", SpanKind.CLIENT, claimed.traceparent) as watching:
+            unix_s = int(time.time())
+            told = claimed._replace(traceparent=watching.traceparent)
+            headers = signature_headers(told, secret, self._signer(), unix_s)
+            answer = await send(session, told, item.endpoint.url, headers)
+            watching.note(delivery_id=claimed.delivery_id, attempt=claimed.attempts)
+            watching.fail(answer.error)
         await self._note(claimed.merchant_id, answer)
         ended: Delivery = resource_of(
             await self._lanes.submit(
@@ -252,6 +261,7 @@ def signature_headers(
     webhook_id = delivery.delivery_id
     signatures = [signature(secret, webhook_id, unix_s, delivery.body)]
     headers = {
+        **({TRACEPARENT: delivery.traceparent} if delivery.traceparent else {}),
         "Content-Type": "application/json",
         "webhook-id": webhook_id,
         "webhook-timestamp": str(unix_s),

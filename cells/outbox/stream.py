@@ -1,8 +1,10 @@
 """The stream CELLPAY in JetStream: how events look there, and how they get there.
 
 subject   cellpay.events.<type>
-header    Nats-Msg-Id: of its batches (the server drops repeats for two minutes; pitfall 19)
-body      events of that type, a line each: {"id", "type", "slot", "merchant_id", "time", "data"}
+headers   Nats-Msg-Id: of its batches (the server drops repeats for two minutes; pitfall 19)
+          traceparent: of its first event that has one; each event's own is in its line
+body      events of that type, a line each: {"id", "type", "slot", "merchant_id", "time", "data"},
+          and "traceparent" where traces are recorded
 
 A message is what some groups of the ledger told of: the stream syncs once for all of it, and at a
 moderate load, when groups are small, there is one message for a look into the outbox.
@@ -13,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +28,9 @@ from nats.js.errors import NotFoundError
 from cells.cancellation import go_on_unless_cancelled
 from cells.ledger.model import EventBatch
 from router.client.tls import TlsFiles
+from router.tracing.model import SpanKind
+from router.tracing.rules import TRACEPARENT
+from router.tracing.tracer import Tracer, root
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +44,12 @@ _ACK_WAIT_S = 5.0
 # character may have four bytes.
 _EVENTS_A_MESSAGE_MAX = 128
 _CHARACTERS_A_MESSAGE_MAX = 200_000
+_MARK = '"traceparent":"'
+# As `Book.tell` writes it. Quotes within a text are escaped, so no text of others looks like it.
+_TRACED = re.compile(r'^\{"id":"[^"]*".*?,"traceparent":"([0-9a-f-]{55})","data":', re.MULTILINE)
+_SAMPLED = re.compile(
+    r'^\{"id":"([^"]*)".*?,"traceparent":"([0-9a-f-]{53}01)","data":', re.MULTILINE
+)
 _RECONNECT_WAIT_S = 0.25
 # A dead server that does not close its connections is noticed after two of these.
 _PING_INTERVAL_S = 10
@@ -105,11 +117,22 @@ async def ensure_stream(stream: Any) -> None:
         log.info("the stream was made", stream=STREAM)
 
 
-async def publish(stream: Any, batches: Sequence[EventBatch]) -> list[EventBatch]:
+async def publish(
+    stream: Any, batches: Sequence[EventBatch], tracer: Tracer | None = None
+) -> list[EventBatch]:
     """Publishes all at once, awaits each acknowledgement; returns the batches that have theirs.
 
-    Raises the first fault when none has: the stream is away.
+    Raises the first fault when none has: the stream is away. `tracer`: where each event of the
+    sample has a span of it.
     """
+    with contextlib.ExitStack() as stack:
+        for event_id, traceparent in sampled(batches) if tracer is not None else ():
+            watching = root(tracer, "event.publish", SpanKind.PRODUCER, traceparent)
+            stack.enter_context(watching).note(event_id=event_id)
+        return await _publish(stream, batches)
+
+
+async def _publish(stream: Any, batches: Sequence[EventBatch]) -> list[EventBatch]:
     pending: dict[asyncio.Future[Any], Sequence[EventBatch]] = {}
     fault: BaseException | None = None
     for message in messages(batches):
@@ -119,7 +142,7 @@ async def publish(stream: Any, batches: Sequence[EventBatch]) -> list[EventBatch
                 "\n".join([batch.lines for batch in message]).encode(),
                 wait_stall=_ACK_WAIT_S,
                 stream=STREAM,
-                headers={"Nats-Msg-Id": message_id(message)},
+                headers={"Nats-Msg-Id": message_id(message), **traced(message)},
             )
         except Exception as error:
             go_on_unless_cancelled()
@@ -158,6 +181,18 @@ def message_id(message: Sequence[EventBatch]) -> str:
         return message[0].batch_id
     joined = "\n".join([batch.batch_id for batch in message])
     return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def traced(message: Sequence[EventBatch]) -> dict[str, str]:
+    """The header by which other consumers may go on with a trace."""
+    lines = message[0].lines
+    found = _TRACED.search(lines) if _MARK in lines else None
+    return {TRACEPARENT: found[1]} if found else {}
+
+
+def sampled(message: Sequence[EventBatch]) -> list[tuple[str, str]]:
+    """(event ID, traceparent) of those events that are in the sample."""
+    return [pair for batch in message for pair in _SAMPLED.findall(batch.lines)]
 
 
 async def _acknowledgements(

@@ -33,6 +33,7 @@ from cells.outbox.store import (
 from cells.outbox.stream import connect_stream, ensure_stream, publish
 from cells.settings import OutboxSettings
 from router.client.tls import TlsFiles
+from router.tracing.tracer import Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +53,9 @@ class OutboxRelay:
         nats_url: str,
         settings: OutboxSettings,
         nats_tls: TlsFiles | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._engine = engine
         self._cell = cell
         self._nats_url = nats_url
@@ -101,7 +104,7 @@ class OutboxRelay:
         self._after = Position(batches[-1].slot, batches[-1].batch_id) if full else BEGINNING
         if not batches:
             return False
-        acknowledged = await publish(stream, batches)
+        acknowledged = await publish(stream, batches, self._tracer)
         marked = await self._mark(acknowledged)
         if marked < len(batches):
             # Not acknowledged, or no longer ours to mark.

@@ -16,6 +16,7 @@ from cells.ledger.model import Outcome, Reason
 from cells.ledger.worker import Lanes
 from cells.orders.tables import orders
 from cells.payments.model import Payment, Refund, RefundState
+from cells.payments.outcomes import PaymentOutcomes
 from cells.payments.refunding import Refunding
 from cells.payments.rules import Pay, RefundPayment
 from cells.payments.tables import PAYMENTS, REFUNDS, payments
@@ -105,7 +106,10 @@ class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
         refunding: Refunding,
         bulk: Bulk,
         screening: Screening,
+        ended: PaymentOutcomes,
     ) -> None:
+        """`ended`: where each payment is counted."""
+        self._ended = ended
         self._lanes = lanes
         self._engine = engine
         self._refunding = refunding
@@ -114,7 +118,12 @@ class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
 
     async def Pay(self, request: pb.PayRequest, context: Any) -> pb.Payment:
         command, asked = pay_command(request)
-        outcome = await self._screening.submit(command, asked, context)
+        try:
+            outcome = await self._screening.submit(command, asked, context)
+        except Refusal as refusal:
+            self._ended.note(refusal)
+            raise
+        self._ended.note(outcome)
         return payment_message(resource_of(outcome))
 
     async def BatchPay(self, request: pb.BatchPayRequest, context: Any) -> pb.BatchPayResponse:
@@ -169,7 +178,9 @@ class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
             wanted = [asked[command.payment_id] for command in commands]
             return await self._screening.submit_many(commands, wanted, context, timeout_s)
 
-        outcomes = await self._bulk.run("payments", requests, command_of, timeout_s, submit)
+        outcomes = await self._bulk.run(
+            "payments", requests, command_of, timeout_s, submit, ended=self._ended.note
+        )
         return [
             pb.PayResult(error_status=status_bytes(outcome))
             if isinstance(outcome, Refusal)

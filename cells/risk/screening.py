@@ -42,6 +42,7 @@ from router.risk.model import Action, Decision, Source
 from router.risk.record import Record
 from router.risk.ruleset import complete
 from router.slots import slot_of_user
+from router.tracing.current import span
 
 log = structlog.get_logger(__name__)
 
@@ -191,8 +192,9 @@ class Screening:
         self._queue.append(_Pending(asked, whence, knowledge, future))
         self._filled.set()
         try:
-            async with asyncio.timeout(self._patience_s(context)):
-                opinion = await future
+            with span("screening"):
+                async with asyncio.timeout(self._patience_s(context)):
+                    opinion = await future
         except TimeoutError:
             return self._overrun(asked, knowledge)
         self.figures.note(asked.operation, opinion.verdict.conclusion, loop.time() - began)

@@ -20,6 +20,8 @@ from cellpay.transfers.v1 import participant_pb2 as pb
 from router.errors import Refusal, refusal_of
 from router.guard import SlotsHere
 from router.ids import slot_of_id
+from router.tracing.current import current, within
+from router.tracing.model import Scope
 
 _STEPS_MAX = 256
 # Calls to one cell at once: enough to have one on each way.
@@ -40,6 +42,7 @@ class Participants(Protocol):
 class _Sending:
     step: pb.BranchStep
     future: asyncio.Future[None]
+    scope: Scope | None
 
 
 @dataclass(slots=True)
@@ -90,7 +93,10 @@ class BranchCalls:
     async def _once(self, step: pb.BranchStep) -> None:
         slot_map = self._here.map
         cell = slot_map.at(slot_of_id(step.payee_account_id)).cell if slot_map else ""
-        sending = _Sending(step, asyncio.get_running_loop().create_future())
+        scope = current.get()
+        if scope is not None:
+            step.traceparent = scope.traceparent
+        sending = _Sending(step, asyncio.get_running_loop().create_future(), scope)
         self._roads.setdefault(cell, _Road()).steps.append(sending)
         self._ready.put_nowait(cell)
         await sending.future
@@ -98,7 +104,9 @@ class BranchCalls:
     async def _send(self, cell: str, road: _Road, taken: Sequence[_Sending]) -> None:
         request = pb.AdvanceBranchesRequest(steps=[sending.step for sending in taken])
         try:
-            answer = await self._participants.AdvanceBranches(request, timeout=self._timeout_s)
+            # The call is in the trace of its first step; each step carries its own.
+            with within(taken[0].scope):
+                answer = await self._participants.AdvanceBranches(request, timeout=self._timeout_s)
             for sending, result in zip(taken, answer.results, strict=True):
                 if result.error_status:
                     _fail(sending, Refusal.from_status(result.error_status))

@@ -26,6 +26,7 @@ from cells.transfers.rules import AdvanceTransfer
 from router.errors import Refusal
 from router.ids import Kind
 from router.minting import mint_now
+from router.tracing.current import span
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +80,8 @@ class Coordinator:
             amount=money(transfer.currency, transfer.amount),
         )
         try:
-            await self._branches.step(step)
+            with span("transfer.try", {"cellpay.transfer_id": transfer.transfer_id}):
+                await self._branches.step(step)
         except Refusal as refusal:
             if refusal.code in _TRY_REFUSED and refusal.reason not in _ELSEWHERE:
                 return await self._advance(transfer, TransferEvent.CANCEL, refusal.reason)
@@ -94,8 +96,10 @@ class Coordinator:
             transfer_id=transfer.transfer_id,
             kind=kinds.KIND_CONFIRM if confirm else kinds.KIND_CANCEL,
         )
+        name = "transfer.confirm" if confirm else "transfer.cancel"
         try:
-            await self._branches.step(step)
+            with span(name, {"cellpay.transfer_id": transfer.transfer_id}):
+                await self._branches.step(step)
         except Refusal as refusal:
             log.warning(
                 "a branch does not end yet",

@@ -185,6 +185,11 @@ def _step_command(step: pb_branch.BranchStep) -> TryBranch | EndBranch:
     return EndBranch(slot_of_id(account), transfer_id, account, _ENDS[step.kind])
 
 
+def _trace_of(step: pb_branch.BranchStep) -> tuple[str, str]:
+    kind = pb_branch.BranchStep.Kind.Name(step.kind).removeprefix("KIND_").lower()
+    return f"branch.{kind}", step.traceparent
+
+
 # Whether it confirms.
 _ENDS = {
     pb_branch.BranchStep.KIND_CONFIRM: True,
@@ -219,7 +224,9 @@ class ParticipantService(participant_pb2_grpc.ParticipantServiceServicer):
     async def AdvanceBranches(
         self, request: pb_branch.AdvanceBranchesRequest, context: Any
     ) -> pb_branch.AdvanceBranchesResponse:
-        outcomes = await self._bulk.run("steps", request.steps, _step_command, timeout_of(context))
+        outcomes = await self._bulk.run(
+            "steps", request.steps, _step_command, timeout_of(context), trace_of=_trace_of
+        )
         return pb_branch.AdvanceBranchesResponse(
             results=[
                 pb_branch.BranchResult(error_status=status_bytes(outcome))

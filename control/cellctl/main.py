@@ -66,6 +66,7 @@ from router.client import CallPolicy
 from router.errors import Refusal, details_of
 from router.slots import slot_of_user
 from router.store.model import StoreUnavailable
+from router.tracing.model import TracingSettings
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 access.register(app)
@@ -88,6 +89,13 @@ REASON = Annotated[str, typer.Option("--reason", help="Why; kept in the audit lo
 DEFAULT_DATA = Path(".cellpay")
 
 
+def tracing_of(otlp: str, ratio: float) -> TracingSettings:
+    try:
+        return TracingSettings(endpoint=otlp, sample_ratio=ratio)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 @app.command()
 def up(
     data: DATA = DEFAULT_DATA,
@@ -104,6 +112,12 @@ def up(
     xds_fallback: XDS_FALLBACK = None,
     etcd_tls: ETCD_TLS = None,
     approvals: APPROVALS = False,
+    otlp: Annotated[
+        str, typer.Option(help="Where traces go by OTLP over HTTP, as http://127.0.0.1:4318.")
+    ] = "",
+    trace_ratio: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="The share of traces that are kept anyhow.")
+    ] = 1.0,
 ) -> None:
     """Starts a mesh on this machine, or what is missing of it."""
     try:
@@ -115,6 +129,7 @@ def up(
         cell_overrides=overrides,
         plane=plane_of(data, etcd_members, controllers, xds_fallback, etcd_tls),
         approvals=approvals,
+        tracing=tracing_of(otlp, trace_ratio),
     )
     launcher.up(data, cells, detach, options, console.print)
 

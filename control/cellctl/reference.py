@@ -33,6 +33,7 @@ _SETTINGS = (
     ("Statements", "cells/statements/fetch.py"),
     ("The reconciler", "cells/reconciliation/settings.py"),
     ("A controller", "control/settings.py"),
+    ("Traces (`tracing`)", "router/tracing/model.py"),
     ("Client's TLS", "router/client/tls.py"),
     ("The console's sign-in", "control/cellctl/console/oidc.py"),
     ("A simulated bank", "banks/settings.py"),

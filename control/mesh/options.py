@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from control.mesh.state import ControlPlane
+from router.tracing.model import TracingSettings
 
 # Receives one line at a time, for people.
 Progress = Callable[[str], None]
@@ -38,6 +39,8 @@ class MeshOptions:
     postgres: Mapping[str, str] = field(default_factory=dict)
     # From where the edges may not be called, as CIDR ranges.
     edge_denied: tuple[str, ...] = ()
+    # Where traces go, of cells, relays and Envoy; none are recorded without an endpoint.
+    tracing: TracingSettings = field(default_factory=TracingSettings)
     # From the polite signal to SIGKILL, for each layer.
     grace_s: float = 10.0
 

@@ -75,8 +75,9 @@ def write(state: MeshState, options: MeshOptions) -> None:
         else None
     )
     document = edge_bootstrap(
-        xds_servers, state.address("envoy.admin"), edge, "edge", spiffe_id("controller", ""), http
-    )
+        xds_servers, state.address("envoy.admin"), edge, "edge", spiffe_id("controller", ""), http,
+        options.tracing,
+    )  # fmt: skip
     _write_json(envoy_config(state), document)
 
 
@@ -170,6 +171,7 @@ def _controller(
         # A laptop's user watches.
         "give_back_after_s": 2.0,
         "mesh": state.data,
+        "tracing": asdict(options.tracing),
     }
 
 
@@ -191,6 +193,7 @@ def _cell(
         "lease_ttl_s": options.lease_ttl_s,
         "development": True,
         "vault": {"keystore": str(_keystore(state))},
+        "tracing": asdict(options.tracing),
     }
 
 

@@ -13,10 +13,18 @@ from enum import StrEnum
 from pathlib import Path
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
-from envoy.config.core.v3 import address_pb2, base_pb2, config_source_pb2
+from envoy.config.core.v3 import (
+    address_pb2,
+    base_pb2,
+    config_source_pb2,
+    http_service_pb2,
+    http_uri_pb2,
+)
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from envoy.config.listener.v3 import api_listener_pb2, listener_components_pb2, listener_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.config.trace.v3 import http_tracer_pb2 as trace_pb2
+from envoy.config.trace.v3 import opentelemetry_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2  # noqa: F401  (read by ParseDict)
 from envoy.extensions.filters.http.router.v3 import router_pb2
@@ -52,10 +60,11 @@ from router.edge.hardening import (
     chain_bounds,
     manager_bounds,
 )
-from router.edge.resources import EDGE_CERTIFICATE, MESH_CA
+from router.edge.resources import COLLECTOR, EDGE_CERTIFICATE, EDGE_SERVICE, MESH_CA
 from router.identity import spiffe_id
 from router.slotmap import SlotMap
 from router.slots import SLOT_HEADER
+from router.tracing.model import TracingSettings
 
 CLIENT_LISTENER = "cellpay"
 EDGE_LISTENER = "edge"
@@ -73,12 +82,29 @@ _EDGE_RETRY_BUDGET_PERCENT = 25
 _EDGE_BUFFER_BYTES = 1024 * 1024
 _EDGE_STREAM_MS = 60_000
 _CONNECT_TIMEOUT_MS = 1000
+_COLLECTOR_TIMEOUT_MS = 5000
 _RING_SIZE_MIN = 256
 
 
 class NodeKind(StrEnum):
     CLIENT = "client"
     EDGE = "edge"
+
+
+@dataclass(frozen=True)
+class EdgeTracing:
+    """Envoy's tracer. Its sample is taken of requests that come without a trace; for the others
+    whoever began the trace has decided."""
+
+    # URL of OTLP over HTTP; the cluster behind it is in Envoy's bootstrap.
+    traces_url: str
+    sample_ratio: float
+
+
+def edge_tracing_of(settings: TracingSettings) -> EdgeTracing | None:
+    if not settings.endpoint:
+        return None
+    return EdgeTracing(settings.traces_url, settings.sample_ratio)
 
 
 @dataclass(frozen=True)
@@ -91,6 +117,8 @@ class Topology:
     edge_lua: str = ""
     traffic: TrafficRules = NO_RULES
     edge_ranges: Ranges = NO_RANGES
+    # Where Envoy sends its spans; None: it makes none.
+    tracing: EdgeTracing | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +196,8 @@ def _edge_listener(name: str, topology: Topology) -> listener_pb2.Listener:
     manager.codec_type = hcm_pb2.HttpConnectionManager.AUTO
     # Appended, for the HTTP edge is one of its clients; router/identity.py reads from the right.
     ParseDict(manager_bounds(escaped_slashes="REJECT_REQUEST", forward="APPEND_FORWARD"), manager)
+    if topology.tracing is not None:
+        manager.tracing.CopyFrom(_tracing(topology.tracing))
     downstream = tls_pb2.DownstreamTlsContext(
         common_tls_context=_edge_tls(), require_client_certificate=BoolValue(value=True)
     )
@@ -188,6 +218,27 @@ def _edge_listener(name: str, topology: Topology) -> listener_pb2.Listener:
         filter_chains=[chain],
         # Not the guide's 32 KiB: a call that is sent on to a new home is kept whole until then.
         per_connection_buffer_limit_bytes=UInt32Value(value=_EDGE_BUFFER_BYTES),
+    )
+
+
+def _tracing(tracing: EdgeTracing) -> hcm_pb2.HttpConnectionManager.Tracing:
+    """By OpenTelemetry: Envoy goes on with a traceparent that comes, and hands its own on."""
+    to = http_uri_pb2.HttpUri(
+        uri=tracing.traces_url, cluster=COLLECTOR, timeout=_duration(_COLLECTOR_TIMEOUT_MS)
+    )
+    provider = trace_pb2.Tracing.Http(
+        name="envoy.tracers.opentelemetry",
+        typed_config=_any(
+            opentelemetry_pb2.OpenTelemetryConfig(
+                http_service=http_service_pb2.HttpService(http_uri=to), service_name=EDGE_SERVICE
+            )
+        ),
+    )
+    return hcm_pb2.HttpConnectionManager.Tracing(
+        client_sampling=percent_pb2.Percent(value=100),
+        random_sampling=percent_pb2.Percent(value=100 * tracing.sample_ratio),
+        overall_sampling=percent_pb2.Percent(value=100),
+        provider=provider,
     )
 
 

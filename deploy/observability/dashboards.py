@@ -45,6 +45,21 @@ MESH: Sequence[Panel] = (
         "percentunit",
         [("{{cell}}", "1 - avg_over_time(cellpay:payment_errors:ratio_rate1h[30d]) / 0.0005")],
     ),
+    (
+        "Payments that are accepted, by cell",
+        "percentunit",
+        [("{{cell}}", "cellpay:payments_accepted:ratio_rate5m")],
+    ),
+    (
+        "What banks approve, by channel",
+        "percentunit",
+        [("{{channel}}", "cellpay:bank_approved:ratio_rate15m")],
+    ),
+    (
+        "Breaks that are not resolved, by state",
+        "short",
+        [("{{state}}", "max by (state) (cellpay_breaks)")],
+    ),
     ("Slots at home, by cell", "short", [("{{cell}}", "max by (cell) (cellpay_slots_owned)")]),
     (
         "Degradation level, by cell",
@@ -83,6 +98,49 @@ CELL: Sequence[Panel] = (
                 "sum by (code) (rate(cellpay_request_duration_seconds_count"
                 f'{{{_CELL}, code!="OK"}}[1m]))',
             )
+        ],
+    ),
+    (
+        "Requests that failed, by range of slots",
+        "reqps",
+        [
+            (
+                "{{slots}}",
+                "sum by (slots) (rate(cellpay_slot_requests_total"
+                f'{{{_CELL}, code=~"UNAVAILABLE|INTERNAL|UNKNOWN|DEADLINE_EXCEEDED"}}[1m]))',
+            )
+        ],
+    ),
+    (
+        "p99 of requests, by range of slots",
+        "s",
+        [
+            (
+                "{{slots}}",
+                "histogram_quantile(0.99, sum by (slots, le) (rate("
+                f"cellpay_slot_request_duration_seconds_bucket{{{_CELL}}}[1m])))",
+            )
+        ],
+    ),
+    (
+        "Payments that were not accepted, by reason",
+        "reqps",
+        [
+            (
+                "{{outcome}} {{reason}}",
+                "sum by (outcome, reason) (rate(cellpay_payments_total"
+                f'{{{_CELL}, outcome!~"accepted|replayed"}}[1m]))',
+            )
+        ],
+    ),
+    ("Holds, by age", "short", [("{{age}}", f"max by (age) (cellpay_holds{{{_CELL}}})")]),
+    (
+        "Traces that are kept, by why; and what was dropped or lost",
+        "ops",
+        [
+            ("{{why}}", f"sum by (why) (rate(cellpay_traces_kept_total{{{_CELL}}}[1m]))"),
+            ("dropped", f"sum(rate(cellpay_traces_dropped_total{{{_CELL}}}[1m]))"),
+            ("spans lost", f"sum(rate(cellpay_spans_lost_total{{{_CELL}}}[1m]))"),
         ],
     ),
     (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,11 @@ from google.protobuf.message import Message
 from router.errors import Violation, bad_request, details_of
 from router.home import find_method, slot_finder
 from router.slots import SLOT_HEADER
+from router.tracing.current import current, error_of, new_span_id, span
+from router.tracing.interop import outside_traceparent
+from router.tracing.model import Line, SpanKind
+from router.tracing.rules import TRACEPARENT
+from router.tracing.tracer import Tracer, root
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -70,9 +76,13 @@ class CallFigures:
 class MeshChannel:
     """Stands where a grpc.aio.Channel stands, for unary methods."""
 
-    def __init__(self, channel: grpc.aio.Channel, policy: CallPolicy) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, policy: CallPolicy, tracer: Tracer | None = None
+    ) -> None:
+        """`tracer`: where each call is a span; None: nowhere."""
         self._channel = channel
         self.policy = policy
+        self.tracer = tracer
         self.figures = CallFigures()
         self.tokens = _TOKENS_MAX
 
@@ -108,6 +118,7 @@ class MeshCall:
     def __init__(self, channel: MeshChannel, path: str, call: Any) -> None:
         self._channel = channel
         self._call = call
+        self._name = path[1:]
         method = find_method(path)
         self._slot = slot_finder(method.input_type) if method else None
         self._keyed = bool(method and "idempotency_key" in method.input_type.fields_by_name)
@@ -127,7 +138,18 @@ class MeshCall:
                 raise bad_request([Violation("home", str(error))]) from None
             metadata = (*metadata, (SLOT_HEADER, str(slot)))
         self._channel.figures.calls += 1
-        return await self._attempts(request, metadata, policy)
+        if self._channel.tracer is None:
+            return await self._attempts(request, metadata, policy)
+        watching: span | root
+        if current.get() is None:
+            watching = root(
+                self._channel.tracer, self._name, SpanKind.CLIENT, outside_traceparent()
+            )
+        else:
+            watching = span(self._name, kind=SpanKind.CLIENT)
+        with watching:
+            metadata = (*metadata, (TRACEPARENT, watching.traceparent))
+            return await self._attempts(request, metadata, policy)
 
     async def _attempts(self, request: Any, metadata: Metadata, policy: CallPolicy) -> Any:
         loop = asyncio.get_running_loop()
@@ -136,6 +158,7 @@ class MeshCall:
         tries = 0
         while True:
             left = until - loop.time()
+            began = time.perf_counter()
             try:
                 answer = await self._call(
                     request, timeout=min(left, policy.attempt_timeout_s), metadata=metadata
@@ -148,11 +171,25 @@ class MeshCall:
                 if wait is not None and error.code() == _CODE.RESOURCE_EXHAUSTED:
                     wait = wait if self._channel.tokens >= 1 else None
                     self._channel.tokens = max(0.0, self._channel.tokens - 1)
+                _note_attempt(began, tries, error)
                 if wait is None or loop.time() + wait >= until:
                     figures.failures += 1
                     raise
             figures.retries += 1
             await asyncio.sleep(wait)
+
+
+def _note_attempt(began: float, tries: int, error: grpc.aio.AioRpcError) -> None:
+    """An attempt that failed, below its call's span; one that went well is the call's itself."""
+    scope = current.get()
+    if scope is not None:
+        code, reason = error.code().name, details_of(error).reason
+        said = {"cellpay.attempt": tries, "cellpay.code": code, "cellpay.reason": reason or ""}
+        line = Line(
+            new_span_id(), scope.span_id, "attempt", SpanKind.INTERNAL, began,
+            time.perf_counter(), said, error_of(error),
+        )  # fmt: skip
+        scope.trace.add(line)
 
 
 def home_of(slot: int) -> Metadata:

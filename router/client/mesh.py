@@ -23,6 +23,7 @@ from cellpay.vault.v1 import instruments_pb2_grpc
 
 from router.client.channel import CallPolicy, MeshChannel
 from router.client.tls import TlsFiles
+from router.tracing.tracer import Tracer
 
 TARGET = "xds:///cellpay"
 BOOTSTRAP_VARIABLE = "GRPC_XDS_BOOTSTRAP"
@@ -89,12 +90,14 @@ async def connect(
     *,
     policy: CallPolicy | None = None,
     fallback: TlsFiles | None = None,
+    tracer: Tracer | None = None,
 ) -> AsyncIterator[Mesh]:
     """Joins the mesh by xDS, over mTLS as the xDS server says.
 
     `bootstrap`: gRPC's xDS bootstrap file; the variable GRPC_XDS_BOOTSTRAP when None. gRPC reads
     it once a process, so a process belongs to one mesh at a time. `fallback`: credentials for a
-    cluster that the xDS server left without a transport; none are sent in the clear.
+    cluster that the xDS server left without a transport; none are sent in the clear. `tracer`:
+    calls are spans of it (router/tracing/export.py opens one).
     """
     if bootstrap is not None:
         os.environ[BOOTSTRAP_VARIABLE] = str(bootstrap)
@@ -102,25 +105,32 @@ async def connect(
         raise ValueError(f"give a bootstrap file or set {BOOTSTRAP_VARIABLE}")
     below = fallback.channel_credentials() if fallback else grpc.ssl_channel_credentials()
     credentials = grpc.xds_channel_credentials(below)
-    async with _mesh(TARGET, credentials, policy) as mesh:
+    async with _mesh(TARGET, credentials, policy, tracer) as mesh:
         yield mesh
 
 
 @contextlib.asynccontextmanager
 async def connect_direct(
-    address: str, tls: TlsFiles, *, policy: CallPolicy | None = None
+    address: str,
+    tls: TlsFiles,
+    *,
+    policy: CallPolicy | None = None,
+    tracer: Tracer | None = None,
 ) -> AsyncIterator[Mesh]:
     """The same stubs to one address: a cell (tests, benchmarks) or the Envoy edge."""
-    async with _mesh(address, tls.channel_credentials(), policy) as mesh:
+    async with _mesh(address, tls.channel_credentials(), policy, tracer) as mesh:
         yield mesh
 
 
 @contextlib.asynccontextmanager
 async def _mesh(
-    target: str, credentials: grpc.ChannelCredentials, policy: CallPolicy | None
+    target: str,
+    credentials: grpc.ChannelCredentials,
+    policy: CallPolicy | None,
+    tracer: Tracer | None,
 ) -> AsyncIterator[Mesh]:
     channel = grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
-    mesh = Mesh(MeshChannel(channel, policy or CallPolicy()))
+    mesh = Mesh(MeshChannel(channel, policy or CallPolicy(), tracer))
     try:
         yield mesh
     finally:

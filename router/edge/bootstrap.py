@@ -5,13 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from router.client.tls import TlsFiles
 from router.edge.hardening import Ranges, overload_manager, runtime
 from router.edge.http import edge_cluster, http_listener
-from router.edge.resources import EDGE_CERTIFICATE, MESH_CA, address_of, type_of
+from router.edge.resources import COLLECTOR, EDGE_CERTIFICATE, MESH_CA, address_of, type_of
+from router.tracing.model import TracingSettings
 
 _CONTROL = "control"
+_SYSTEM_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
+OFF = TracingSettings()
+# Spans wait for five seconds by default, which is long for who looks for what just happened.
+_FLUSHING = {
+    "layers": [
+        {
+            "name": "tracing",
+            "static_layer": {
+                "tracing.opentelemetry.flush_interval_ms": 1000,
+                "tracing.opentelemetry.min_flush_spans": 64,
+            },
+        }
+    ]
+}
 # Tells Envoy to go to a server of a lower priority, and back.
 _HEALTH_CHECK = {
     "timeout": "1s",
@@ -41,15 +57,19 @@ def edge_bootstrap(
     node_id: str,
     control_spiffe_prefix: str,
     http: HttpEdge | None = None,
+    tracing: TracingSettings = OFF,
 ) -> dict[str, Any]:
     """The document for `envoy --config-path` (JSON is YAML). Addresses are host:port.
 
-    Of `xds_servers` the first that lives serves; the others are for when it does not.
+    Of `xds_servers` the first that lives serves; the others are for when it does not. `tracing`:
+    where the collector is to which the xDS server lets Envoy send its spans.
     """
     addresses = [xds_servers] if isinstance(xds_servers, str) else xds_servers
     ads = {"resource_api_version": "V3", "ads": {}}
     clusters = [_control_cluster(addresses, control_spiffe_prefix)]
     listeners = []
+    if tracing.endpoint:
+        clusters.append(collector_cluster(tracing.endpoint))
     if http is not None:
         clusters.append(edge_cluster(http.edge_listen, http.name))
         listeners.append(http_listener(http.listen, http.ranges))
@@ -67,11 +87,40 @@ def edge_bootstrap(
             "lds_config": ads,
             "cds_config": ads,
         },
+        **({"layered_runtime": _FLUSHING} if tracing.endpoint else {}),
         "static_resources": {
             "clusters": clusters,
             "listeners": listeners,
             "secrets": _secrets(tls),
         },
+    }
+
+
+def collector_cluster(endpoint: str) -> dict[str, Any]:
+    """Of OTLP over HTTP; of https with the system's authorities."""
+    url = urlsplit(endpoint)
+    secure = url.scheme == "https"
+    address = f"{url.hostname}:{url.port or (443 if secure else 80)}"
+    tls = {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": type_of("transport_sockets.tls.v3.UpstreamTlsContext"),
+            "sni": url.hostname,
+            "auto_sni_san_validation": True,
+            "common_tls_context": {
+                "validation_context": {"trusted_ca": {"filename": _SYSTEM_AUTHORITIES}}
+            },
+        },
+    }
+    return {
+        "name": COLLECTOR,
+        "type": "STRICT_DNS",
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": COLLECTOR,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address_of(address)}}]}],
+        },
+        **({"transport_socket": tls} if secure else {}),
     }
 
 

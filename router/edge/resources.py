@@ -7,6 +7,9 @@ from typing import Any
 # Static secrets of the bootstrap: Envoy's own certificate, and whom it trusts.
 EDGE_CERTIFICATE = "edge_certificate"
 MESH_CA = "mesh_ca"
+# The cluster of the bootstrap to which spans go, and OpenTelemetry's service.name of Envoy.
+COLLECTOR = "collector"
+EDGE_SERVICE = "cellpay-edge"
 
 
 def type_of(name: str) -> str:

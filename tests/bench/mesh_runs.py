@@ -75,11 +75,11 @@ class MeshRuns:
         async with self.session.mesh(CallPolicy(timeout_s=60)) as mesh:
             users = await self.people(mesh)
             await self._throughput(users)
-            await self._told()
+            await self.told()
             if self.scale.moves:
                 await self._half_load(users)
                 await self._cells(users)
-                await self._told()
+                await self.told()
                 await self._paths(users["a"])
                 await self._moves(mesh, users["a"])
                 await self._kills(mesh)
@@ -147,7 +147,7 @@ class MeshRuns:
             moved = self.load("transfer", addresses, across)
             transfers.append(moved["succeeded"] / moved["seconds"])
             # The relays have told what was paid: pgbench has the machine to itself.
-            await self._told()
+            await self.told()
             baseline.append(pgbench.run(self.session.state, self.scale.pgbench_s))
         tps = statistics.mean(baseline)
         add = self.figures.add
@@ -166,12 +166,12 @@ class MeshRuns:
         """An open loop at half of the peak; latencies count from when a call was due."""
         print("latency at half of the peak", flush=True)
         addresses = await self._addresses("a")
-        await self._told()
+        await self.told()
         per_s = self.figures.found["unary_pay_per_s"].value / 2
         p50, p99 = [], []
         for _ in range(self.scale.rounds):
             orders = self.orders(addresses, users["a"], int(per_s * 5))
-            await self._told()
+            await self.told()
             paid = self.load("pay", addresses, orders, per_s=per_s)
             p50.append(paid["p50_ms"])
             p99.append(paid["p99_ms"])
@@ -212,7 +212,7 @@ class MeshRuns:
                     return found
                 await asyncio.sleep(0.1)
 
-    async def _told(self) -> None:
+    async def told(self) -> None:
         """Waits until the relays have told what was paid: the next figures are not theirs."""
         unsent = text("SELECT COALESCE(sum(events), 0) FROM outbox WHERE NOT sent")
         begin = time.perf_counter()

@@ -303,7 +303,7 @@ class PayRuns(MeshRuns):
             for name, count in cases.items():
                 await self._apply(count)
                 orders = self.orders(addresses, payers, self.scale.payments)
-                await self._told()
+                await self.told()
                 paid = self.load("pay", addresses, orders)
                 per_s[name].append(paid["succeeded"] / paid["seconds"])
         await self._apply(0)

@@ -5,6 +5,7 @@ Each sink has a control beside them, which must be found: a search that finds no
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import random
@@ -32,6 +33,7 @@ from router.errors import STATUS_DETAILS_KEY, Refusal
 from router.redaction import is_luhn
 from tests.integration import sinks
 from tests.integration.behind import eventually
+from tests.integration.collector import Collector
 from tests.integration.test_vault import vault_of
 from tests.integration.test_webhooks import Receiver, receiving
 
@@ -183,7 +185,7 @@ def found(content: bytes, needles: Iterable[bytes]) -> bool:
 
 
 async def test_no_sink_holds_a_number_a_name_or_a_key_after_a_run(
-    session: Session, mesh: Mesh
+    session: Session, mesh: Mesh, collector: Collector
 ) -> None:
     since, canaries = time.time() - 1, Canaries()
     payer, shop = f"canary-{secrets.token_hex(4)}", f"canary-shop-{secrets.token_hex(4)}"
@@ -201,6 +203,11 @@ async def test_no_sink_holds_a_number_a_name_or_a_key_after_a_run(
         everything["webhooks"] = [
             ("webhook", json.dumps(item.headers).encode() + item.body) for item in receiver.received
         ]
+    async with asyncio.timeout(60):
+        # Every process sends a few times a second: until the payment is there.
+        while (traces := collector.raw()).find(order.order_id.encode()) < 0:
+            await asyncio.sleep(0.2)
+    everything["traces"] = [("all spans", traces)]
     async with session.store() as store:
         await store.commit(expect={}, puts={"/cellpay/test-canaries": payer})
     cache = redis.asyncio.Redis.from_url(session.state.redis_url("a"))
@@ -241,6 +248,7 @@ def check(
         "errors": "is not a Cellpay ID",
         "database": payer,
         "stream": order_id,
+        "traces": order_id,
         "redis": payer,
         "etcd": payer,
         # The log of the cell that removed an instrument.

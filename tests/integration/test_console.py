@@ -59,7 +59,9 @@ def console(session: Session) -> Iterator[str]:
     assert done.returncode == 0, done.stderr
     add_account(session.data, "ann", "operator", PASSWORD)
     add_account(session.data, "vera", "vera", PASSWORD)
-    with _console(session, "--listen", "127.0.0.1:0") as base:
+    with _console(
+        session, "--listen", "127.0.0.1:0", "--trace-url", "https://traces.example/t/{trace_id}?x=1"
+    ) as base:
         yield base
 
 
@@ -202,6 +204,11 @@ async def test_a_payments_life_is_found_by_any_of_its_ids(
         assert sum(
             step["detail"]["amount"] for step in life["steps"] if step["what"] == "entry"
         ) == 0  # fmt: skip
+        # The payment's and the refund's, where whoever keeps traces shows them.
+        assert [trace["url"] for trace in life["traces"]] == [
+            f"https://traces.example/t/{trace['trace_id']}?x=1" for trace in life["traces"]
+        ]
+        assert len(life["traces"]) == 2
         owners = {home["epoch"]: home["owner"] for home in life["homes"]}
         entry = next(step for step in life["steps"] if step["what"] == "entry")
         assert owners[entry["detail"]["epoch"]] in {"a", "b", "c"}

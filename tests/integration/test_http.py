@@ -6,6 +6,7 @@ import json
 import ssl
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -42,13 +43,19 @@ class Http:
             return got.status, json.loads(text) if text.startswith("{") else text
 
 
-@pytest_asyncio.fixture(scope="module")
-async def http(session: Session) -> AsyncIterator[Http]:
+@asynccontextmanager
+async def over_http(session: Session) -> AsyncIterator[Http]:
     files = session.tls("client")
     tls = ssl.create_default_context(cafile=files.ca)
     tls.load_cert_chain(files.certificate, files.key)
     async with aiohttp.ClientSession() as client:
         yield Http(client, session.http_address, tls)
+
+
+@pytest_asyncio.fixture(scope="module")
+async def http(session: Session) -> AsyncIterator[Http]:
+    async with over_http(session) as http:
+        yield http
 
 
 async def _open(http: Http, user_id: str, kind: str = "KIND_PERSON") -> Any:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import weakref
 from collections.abc import AsyncIterator
 
 import grpc
 import pytest
 
 from router.errors import Refusal
-from router.guard import SlotsHere
+from router.guard import SlotsHere, _Answering
+from router.metrics import Calls
 from router.slotmap import Move, SlotMap
 from router.slots import SlotRange
+from router.tracing import Tracer, TracingSettings
 
 FIRST = SlotMap.even(["a", "b"])
 
@@ -117,3 +121,50 @@ async def test_a_drain_that_nobody_finishes_lets_requests_in_again() -> None:
     await here.drain([SlotRange(0, 9)], hold_s=0.02)
     async with held(here, 3):
         pass
+
+
+class _Context:
+    """Of a call that sends nothing along."""
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    async def abort(self, *_: object, **__: object) -> None:
+        raise grpc.aio.AbortError
+
+
+async def _refused() -> weakref.ref[Refusal]:
+    """A call that is refused by a guard with traces; the refusal."""
+    seen: list[weakref.ref[Refusal]] = []
+
+    def refusal() -> Refusal:
+        made = Refusal(grpc.StatusCode.NOT_FOUND, "ORDER_NOT_FOUND", "there is no such order")
+        seen.append(weakref.ref(made))
+        return made
+
+    async def behaviour(request: object, context: object) -> None:
+        raise refusal()
+
+    class Nowhere:
+        waiting = lost = 0
+
+        def put(self, trace_id: str, lines: object) -> None:
+            pass
+
+    tracer = Tracer(TracingSettings(endpoint="http://x"), Nowhere())
+    answer = _Answering("s/M", None, {}, Calls(), tracer).wrap(behaviour)
+    with contextlib.suppress(grpc.aio.AbortError):
+        await answer(object(), _Context())
+    assert tracer.kept["failed"] == 1
+    return seen[0]
+
+
+async def test_a_refusal_dies_with_its_call() -> None:
+    """A name that held it in the frame that its traceback holds was a cycle: under a storm of
+    refusals they lived until cycles were looked for, which cells do seldom."""
+    gc.collect()
+    gc.disable()
+    try:
+        assert (await _refused())() is None
+    finally:
+        gc.enable()

@@ -57,7 +57,7 @@ def test_every_alert_is_tested_and_leads_to_a_runbook() -> None:
     tested = {
         item["alertname"]
         for test in tests
-        for item in test["alert_rule_test"]
+        for item in test.get("alert_rule_test", ())
         if item["exp_alerts"]
     }
     alerts = {rule["alert"]: rule for rule in _rules() if "alert" in rule}
@@ -93,6 +93,40 @@ def test_every_query_of_a_dashboard_parses(tmp_path: Path) -> None:
     path = tmp_path / "queries.yaml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
     _run("check", "rules", str(path))
+
+
+COLLECTORS = sorted((FOLDER / "otel-collector").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", COLLECTORS, ids=lambda path: path.name)
+def test_a_collectors_pipelines_have_all_their_parts(path: Path) -> None:
+    document = yaml.safe_load(path.read_text())
+    assert set(document["service"]["extensions"]) <= set(document["extensions"])
+    for pipeline in document["service"]["pipelines"].values():
+        for kind in ("receivers", "processors", "exporters"):
+            assert pipeline[kind]
+            assert set(pipeline[kind]) <= set(document[kind])
+        # What does not fit must be refused before it is gathered.
+        assert pipeline["processors"][0] == "memory_limiter"
+    # Where cells and Envoy send by OTLP over HTTP.
+    assert document["receivers"]["otlp"]["protocols"]["http"]["endpoint"].endswith(":4318")
+
+
+def test_the_collectors_tail_keeps_what_a_process_says_failed_or_was_slow() -> None:
+    """By the attribute that router/tracing gives, and in the order in which batches come."""
+    document = yaml.safe_load((FOLDER / "otel-collector" / "tail.yaml").read_text())
+    policies = {item["type"]: item for item in document["processors"]["tail_sampling"]["policies"]}
+    for name, item in policies.items():
+        assert set(item) == {"name", "type", name}
+    kept = policies["string_attribute"]["string_attribute"]
+    tracer = (ROOT / "router" / "tracing" / "tracer.py").read_text(encoding="utf-8")
+    assert f'"{kept["key"]}": why' in tracer
+    for value in kept["values"]:
+        assert f'"{value}" if' in tracer
+    assert policies["status_code"]["status_code"] == {"status_codes": ["ERROR"]}
+    assert 0 < policies["probabilistic"]["probabilistic"]["sampling_percentage"] <= 100
+    processors = document["service"]["pipelines"]["traces"]["processors"]
+    assert processors.index("tail_sampling") < processors.index("batch")
 
 
 def test_metrics_that_are_asked_for_are_told_somewhere() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cells.ledger.book import Book
 from cells.ledger.model import EventBatch
-from cells.outbox.stream import message_id, messages
+from cells.outbox.stream import message_id, messages, sampled, traced
 
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 LENGTHS = st.sampled_from([1, 90_000])
@@ -54,3 +57,40 @@ def test_a_message_that_gathers_more_has_another_name() -> None:
     assert len(names) == 4
     assert message_id(three) == message_id(list(three))
     assert message_id(three[:1]) == "evt_0"
+
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+def _line(event_id: str, merchant_id: str, traceparent: str = "") -> str:
+    """As the book writes it."""
+
+    book = Book({0: 1}, MOMENT)
+    if traceparent:
+        place: Any = SimpleNamespace(traceparent=traceparent)
+        book.scope = place
+    book.tell(0, event_id, "payment.succeeded", merchant_id, '{"n": 1}')
+    (changes,) = book.changes()
+    (row,) = changes.rows
+    return str(row[4])
+
+
+def _batch_of(*lines: str) -> EventBatch:
+    return EventBatch(0, "evt_1", "payment.succeeded", len(lines), "\n".join(lines), MOMENT)
+
+
+def test_a_message_names_the_trace_of_its_first_event_that_has_one() -> None:
+    first, second = f"00-{TRACE}-{1:016x}-00", f"00-{TRACE}-{2:016x}-01"
+    batch = _batch_of(
+        _line("evt_1", "shop"), _line("evt_2", "shop", first), _line("evt_3", "shop", second)
+    )
+    assert traced([batch]) == {"traceparent": first}
+    assert sampled([batch]) == [("evt_3", second)]
+    assert traced([_batch_of(_line("evt_1", "shop"))]) == {}
+
+
+def test_a_merchants_name_is_taken_for_no_traceparent() -> None:
+    evil = f'x","traceparent":"00-{TRACE}-{1:016x}-01","data":'
+    batch = _batch_of(_line("evt_1", evil), _line("evt_2", f'{evil}\\"'))
+    assert traced([batch]) == {}
+    assert sampled([batch]) == []

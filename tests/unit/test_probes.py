@@ -24,8 +24,8 @@ def _value(text: str, name: str, **labels: str) -> float:
 async def test_readiness_follows_the_process_and_liveness_does_not() -> None:
     ready = False
 
-    async def page() -> str:
-        return Metrics().render()
+    async def page(openmetrics: bool) -> str:
+        return Metrics().render(openmetrics=openmetrics)
 
     probes = Probes(lambda: ready, page)
     async with asyncio.TaskGroup() as group:
@@ -47,7 +47,7 @@ async def test_readiness_follows_the_process_and_liveness_does_not() -> None:
 
 
 async def test_without_an_address_nobody_is_asked() -> None:
-    async def page() -> str:
+    async def page(openmetrics: bool) -> str:
         return ""
 
     await Probes(lambda: True, page).run("")

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.trace.v3 import opentelemetry_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
 )
@@ -15,13 +16,20 @@ from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import json_format
 
-from control.xds.translate import NodeKind, Topology, read_edge_lua, translate
+from control.xds.translate import (
+    NodeKind,
+    Topology,
+    edge_tracing_of,
+    read_edge_lua,
+    translate,
+)
 from router.client.bootstrap import PROVIDER, xds_bootstrap
 from router.client.tls import TlsFiles
 from router.edge.bootstrap import edge_bootstrap
 from router.edge.resources import MESH_CA
 from router.slotmap import Move, SlotMap
 from router.slots import SLOT_COUNT, SLOT_HEADER
+from router.tracing.model import TracingSettings
 
 CELLS = ("a", "b", "c")
 ENDPOINTS = {"a": ("127.0.0.1:7001",), "b": ("127.0.0.1:7002",), "c": ("127.0.0.1:7003",)}
@@ -99,6 +107,49 @@ def test_only_the_edge_retries_because_clients_do_so_themselves() -> None:
     assert backoff.max_interval.ToMilliseconds() == 250
     assert list(edge.internal_redirect_policy.redirect_response_codes) == [307]
     assert edge.max_stream_duration.HasField("grpc_timeout_header_max")
+
+
+def test_envoy_hands_traces_on_and_sends_its_own_where_the_bootstrap_has_a_collector() -> None:
+    settings = TracingSettings(endpoint="http://collector:4318/", sample_ratio=0.25)
+    traced = replace(TOPOLOGY, tracing=edge_tracing_of(settings))
+    manager = _manager_of(traced, NodeKind.EDGE)
+    assert manager.tracing.random_sampling.value == 25
+    tracer = opentelemetry_pb2.OpenTelemetryConfig()
+    assert manager.tracing.provider.typed_config.Unpack(tracer)
+    to = tracer.http_service.http_uri
+    assert to.uri == "http://collector:4318/v1/traces"
+    tls = TlsFiles("ca", "cert", "key")
+    document = edge_bootstrap("x:1", "127.0.0.1:2", tls, "edge", "s", tracing=settings)
+    (cluster,) = [c for c in document["static_resources"]["clusters"] if c["name"] == to.cluster]
+    place = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]
+    assert place == {"socket_address": {"address": "collector", "port_value": 4318}}
+    assert "transport_socket" not in cluster
+    secure = edge_bootstrap(
+        "x:1", "127.0.0.1:2", tls, "edge", "s", tracing=TracingSettings(endpoint="https://c")
+    )
+    (cluster,) = [c for c in secure["static_resources"]["clusters"] if c["name"] == to.cluster]
+    assert cluster["transport_socket"]["typed_config"]["sni"] == "c"
+
+
+def test_without_a_collector_envoy_makes_no_spans() -> None:
+    assert edge_tracing_of(TracingSettings()) is None
+    assert not _manager_of(TOPOLOGY, NodeKind.EDGE).HasField("tracing")
+    traced = replace(TOPOLOGY, tracing=edge_tracing_of(TracingSettings(endpoint="http://c:1")))
+    # gRPC has no such thing in its listeners.
+    assert not _manager_of(traced, NodeKind.CLIENT).HasField("tracing")
+
+
+def _manager_of(topology: Topology, kind: NodeKind) -> Any:
+    (listener,) = translate(topology, kind).listeners.values()
+    found: Any = listener
+    packed = (
+        found.api_listener.api_listener
+        if kind == NodeKind.CLIENT
+        else found.filter_chains[0].filters[0].typed_config
+    )
+    manager = hcm_pb2.HttpConnectionManager()
+    assert packed.Unpack(manager)
+    return manager
 
 
 @BOTH

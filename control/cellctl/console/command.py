@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from control.cellctl.console.accounts import BadAccount, add_account, read_accounts
 from control.cellctl.console.app import Console
 from control.cellctl.console.oidc import OidcSettings, Provider
-from control.cellctl.console.sources import Sources
+from control.cellctl.console.sources import TRACE_PLACE, Sources
 from control.cellctl.session import Session
 from control.cellctl.show import console, errors
 from router.documents import BadSettings, read_document
@@ -35,6 +35,9 @@ def serve(
     certificate: Annotated[Path | None, typer.Option(help="PEM; needed off loopback.")] = None,
     key: Annotated[Path | None, typer.Option(help="PEM.")] = None,
     oidc: Annotated[Path | None, typer.Option(help="JSON: sign in by OpenID Connect.")] = None,
+    trace_url: Annotated[
+        str, typer.Option(help="Where a trace is shown, with {trace_id} for its ID.")
+    ] = "",
     parent: Annotated[int, typer.Option(hidden=True, help="End with this process.")] = 0,
 ) -> None:
     """Serves the console until Ctrl-C."""
@@ -45,13 +48,18 @@ def serve(
     if not _is_loopback(host) and certificate is None:
         errors.print("off loopback the console needs --certificate and --key")
         raise typer.Exit(2)
+    if trace_url and not (
+        trace_url.startswith(("http://", "https://")) and TRACE_PLACE in trace_url
+    ):
+        errors.print(f"--trace-url must be an http or https URL with {TRACE_PLACE} in it")
+        raise typer.Exit(2)
     provider = _provider(oidc)
     if provider is None and not read_accounts(data):
         errors.print(f"nobody may sign in yet; add one: cellctl console account NAME --data {data}")
         raise typer.Exit(2)
     made = Console(
         data,
-        lambda identity: Sources(data, identity),
+        lambda identity: Sources(data, identity, trace_url),
         provider,
         secure=certificate is not None,
     )

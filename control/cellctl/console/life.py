@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from router.ids import Kind, account_id, collection_account_id, kind_of_id, slot_of_id
+from router.tracing.rules import parse_traceparent
 
 _ENTRIES_MAX = 500
 _TABLES = {
@@ -55,7 +56,19 @@ async def life_of(engine: AsyncEngine, identifier: str) -> dict[str, Any]:
         # Who owned the slot at which epoch: an entry's epoch says which cell wrote it.
         "homes": [{name: _shown(value) for name, value in home.items()} for home in homes],
         "steps": sorted(steps, key=lambda step: step["time"]),
+        "traces": traces_of(steps),
     }
+
+
+def traces_of(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The IDs of the traces that its events carry, oldest first. Whether a trace was kept is known
+    by who stores them."""
+    found: dict[str, None] = {}
+    for step in sorted(steps, key=lambda step: step["time"]):
+        parent = parse_traceparent(str(step["detail"].get("traceparent", "")))
+        if parent is not None:
+            found[parent.trace_id] = None
+    return list(found)
 
 
 class _Search:

@@ -32,6 +32,9 @@ class UnknownAct(Exception):
     """No such thing can be done to it."""
 
 
+TRACE_PLACE = "{trace_id}"
+
+
 @dataclass(frozen=True, slots=True)
 class Sources:
     """The control plane as one identity sees it. Failed calls raise grpc.aio.AioRpcError."""
@@ -39,6 +42,8 @@ class Sources:
     data: Path
     # The name of a certificate of the mesh.
     identity: str
+    # Where a trace is shown, with TRACE_PLACE for its ID; empty: nowhere.
+    trace_url: str = ""
 
     def _session(self) -> Session:
         return Session.open(self.data)
@@ -129,7 +134,12 @@ class Sources:
         """Whoever may read the control plane may look a payment up."""
         await self.who()
         async with self._session().database() as engine:
-            return await life_of(engine, identifier)
+            found = await life_of(engine, identifier)
+        found["traces"] = [
+            {"trace_id": one, "url": self.trace_url.replace(TRACE_PLACE, one)}
+            for one in found["traces"]
+        ]
+        return found
 
     async def operate(self, operation_id: str, act: str, reason: str) -> dict[str, Any]:
         if act not in _OPERATION_CALLS:

@@ -315,13 +315,16 @@ async function life(id) {
   const found = await call(`/api/life/${encodeURIComponent(id)}`);
   const home = (epoch) => { const at = found.homes.find((item) => item.epoch === epoch); return at ? `cell ${at.owner}, epoch ${epoch}` : `epoch ${epoch}`; };
   const last = found.homes[found.homes.length - 1];
-  $("life").replaceChildren(
+  $("life").replaceChildren(...[
     make("p", {}, `${found.kind} in slot ${found.slot}${last ? `, at home in cell ${last.owner} since epoch ${last.epoch}` : ""}.`),
+    found.traces.length ? make("p", {}, found.traces.length > 1 ? "Traces: " : "Trace: ", ...found.traces.flatMap((trace, number) => [number ? ", " : "", trace.url
+      ? make("a", { href: trace.url, target: "_blank", rel: "noopener noreferrer" }, trace.trace_id)
+      : make("code", {}, trace.trace_id)])) : null,
     make("ol", { class: "steps" }, ...found.steps.map((step) => make("li", {},
       make("time", { datetime: step.time }, step.time),
       make("div", {}, make("strong", {}, summary(step)), step.detail.epoch ? ` · written by ${home(step.detail.epoch)}` : ""),
       make("details", {}, make("summary", {}, "all fields"),
-        make("dl", {}, ...Object.entries(step.detail).flatMap(([name, value]) => pair(name, typeof value === "object" ? JSON.stringify(value) : value))))))));
+        make("dl", {}, ...Object.entries(step.detail).flatMap(([name, value]) => pair(name, typeof value === "object" ? JSON.stringify(value) : value)))))))].filter(Boolean));
 }
 
 function summary(step) {
