@@ -133,13 +133,9 @@ async def serve(settings: ControllerSettings) -> None:
     traffic = Traffic(view.figures_of, view.newcomers_of, view.recent_of)
     runner = Runner(store, fence, calls, known=view.known, traffic=traffic)
     watchman = Watchman(
-        store,
-        view,
-        leadership,
-        actor=spiffe_id("controller", settings.name),
-        startup_grace_s=settings.startup_grace_s,
-        dead_confirm_s=settings.dead_confirm_s,
-    )
+        store, view, leadership, actor=spiffe_id("controller", settings.name),
+        startup_grace_s=settings.startup_grace_s, dead_confirm_s=settings.dead_confirm_s,
+    )  # fmt: skip
     gate = Gate(store, Access(store), approval_ttl_s=settings.approval_ttl_s)
     keeper = Keeper(Path(settings.mesh)) if settings.mesh else None
     health_servicer = health.aio.HealthServicer()

@@ -101,10 +101,14 @@ def assign(
     force: bool = False,
     slots_max: int = SLOT_COUNT,
     at_once: bool = True,
+    emptied: Collection[str] = (),
 ) -> tuple[Move, ...]:
-    """The moves of one wave: as much as fits, in the pieces' order, at most `slots_max` slots."""
+    """The moves of one wave: as much as fits, in the pieces' order, at most `slots_max` slots.
+
+    `emptied`: cells that earlier waves took slots from; nothing is spread over these either.
+    """
     wanted = list(_still_there(pieces, known.slot_map))
-    sources = {source for _, source, _ in wanted}
+    sources = {source for _, source, _ in wanted} | set(emptied)
     room = {cell: known.room(cell, at_once=at_once) for cell in known.live}
     fixed: dict[int, str] = {}
     free: list[int] = []
@@ -259,7 +263,8 @@ def onward(operation: Operation, known: Known) -> Onward:
     if left == 0 or limit == 0:
         staying = f", {left} slots stay" if left else ""
         return Onward(Step.DONE, (), f"{done} slots moved{staying}")
-    moves = assign(operation.rest, known, force=operation.force, slots_max=limit)
+    emptied = {move.source for move in (*operation.moved, *operation.moves)}
+    moves = assign(operation.rest, known, force=operation.force, slots_max=limit, emptied=emptied)
     if not moves:
         return Onward(Step.WAITING, (), f"{left} slots wait for head-room")
     fits = slot_count(moves)

@@ -99,6 +99,8 @@ def test_no_wave_overloads_anybody_and_waves_come_to_an_end(known: Known, wish: 
             for cell in {move.target for move in operation.moves}:
                 came = slot_count(tuple(move for move in operation.moves if move.target == cell))
                 assert cell in known.live
+                if wish.kind == OperationKind.FAILOVER:
+                    assert cell not in wish.cells, "what is failed over is given nothing back"
                 assert came <= known.room(cell), "more than its head-room, or than its surge"
                 named = (*wish.weights, wish.target)
                 assert wish.force or cell not in known.barred or cell not in named

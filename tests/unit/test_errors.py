@@ -51,9 +51,9 @@ def test_an_error_without_details_has_an_empty_reason() -> None:
 
 
 @pytest.mark.parametrize("reason", list(Reason))
-def test_every_reason_has_one_status_and_only_a_moved_slot_is_retried(reason: Reason) -> None:
+def test_every_reason_has_one_status_and_only_what_passes_is_retried(reason: Reason) -> None:
     retried = status_of(reason) == grpc.StatusCode.UNAVAILABLE
-    assert retried == (reason == Reason.NOT_OWNER)
+    assert retried == (reason in {Reason.NOT_OWNER, Reason.RISK_UNAVAILABLE})
 
 
 def test_an_outcome_is_its_resource_or_a_refusal() -> None:

@@ -34,6 +34,7 @@ output "overlays" {
       ETCD            = local.etcd
       INITIAL_CLUSTER = local.etcd_peers
       JOIN            = local.cockroachdb
+      OTLP_ENDPOINT   = var.otlp_endpoint
     }
   }
 }

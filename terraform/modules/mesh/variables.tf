@@ -16,6 +16,12 @@ variable "domain" {
   type = string
 }
 
+variable "otlp_endpoint" {
+  description = "Where traces go; empty: none are recorded."
+  type        = string
+  default     = ""
+}
+
 variable "orders_per_s" {
   description = "The peak of the whole mesh; the regions that are left carry it when one is gone."
   type        = number
