@@ -163,12 +163,7 @@ def force(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="DEPENDENCY") from None
 
-    def change(document: dict[str, Any]) -> dict[str, Any]:
-        document |= {"dependency": dependency, "force": None if state == "auto" else state}
-        return document | ({"cells": [cell]} if cell else {})
-
-    name = dependency.replace(":", "-") + (f"-{cell}" if cell else "")
-    done = asyncio.run(change_policy(Session.open(data), "breakers", name, change, reason))
+    done = asyncio.run(force_breaker(Session.open(data), dependency, state, reason, cell))
     console.print(f"breaker of {dependency}: {state}, at revision {done.revision}")
 
 
@@ -180,13 +175,32 @@ def degrade(
 ) -> None:
     """Switches features off by level, the least important first; payments stay."""
 
+    done = asyncio.run(set_level(Session.open(data), level, reason, cell))
+    where = f"cell {cell}" if cell else "the mesh"
+    console.print(f"degradation of {where}: level {level}, at revision {done.revision}")
+
+
+async def force_breaker(
+    session: Session, dependency: str, state: str, reason: str, cell: str, name: str = "operator"
+) -> pb.Policy:
+    """`state`: open, closed, or auto. `name`: the identity that does it."""
+
+    def change(document: dict[str, Any]) -> dict[str, Any]:
+        document |= {"dependency": dependency, "force": None if state == "auto" else state}
+        return document | ({"cells": [cell]} if cell else {})
+
+    policy = dependency.replace(":", "-") + (f"-{cell}" if cell else "")
+    return await change_policy(session, "breakers", policy, change, reason, name)
+
+
+async def set_level(
+    session: Session, level: int, reason: str, cell: str, name: str = "operator"
+) -> pb.Policy:
     def change(document: dict[str, Any]) -> dict[str, Any]:
         return document | {"level": level} | ({"cells": [cell]} if cell else {})
 
-    name = f"cell-{cell}" if cell else "mesh"
-    done = asyncio.run(change_policy(Session.open(data), "degradation", name, change, reason))
-    where = f"cell {cell}" if cell else "the mesh"
-    console.print(f"degradation of {where}: level {level}, at revision {done.revision}")
+    policy = f"cell-{cell}" if cell else "mesh"
+    return await change_policy(session, "degradation", policy, change, reason, name)
 
 
 async def change_policy(
@@ -195,9 +209,10 @@ async def change_policy(
     name: str,
     change: Callable[[dict[str, Any]], dict[str, Any]],
     reason: str,
+    identity: str = "operator",
 ) -> pb.Policy:
     """Reads, changes and writes back what is there, again when somebody was faster."""
-    async with session.policies() as policies:
+    async with session.policies(identity) as policies:
         tries = 0
         while True:
             tries += 1
@@ -222,10 +237,10 @@ async def change_policy(
                     raise
 
 
-async def list_policies(session: Session, kind: str) -> list[pb.Policy]:
+async def list_policies(session: Session, kind: str, identity: str = "operator") -> list[pb.Policy]:
     found: list[pb.Policy] = []
     token = ""
-    async with session.policies() as policies:
+    async with session.policies(identity) as policies:
         while True:
             request = pb.ListPoliciesRequest(kind=kind, page_size=_PAGE_SIZE, page_token=token)
             page = await policies.ListPolicies(request, timeout=_TIMEOUT_S)

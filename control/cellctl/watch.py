@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from control.cellctl.acting import acting_as
+from control.cellctl.console.meter import meter_of
 from control.cellctl.console.sources import Sources
 from control.cellctl.session import Session
 from control.cellctl.show import console
@@ -32,7 +33,7 @@ def watch(
 ) -> None:
     """Watches the mesh: cells, slots, operations, what waits for a second person."""
     Session.open(data)
-    sources = Sources(data, acting_as("operator"))
+    sources = Sources(data, acting_as("operator"), meter_of(data))
 
     async def run() -> None:
         seen = 0
@@ -57,7 +58,8 @@ def page(overview: dict[str, Any]) -> RenderableType:
     if mesh.get("error"):
         return Text(mesh["error"], style="red")
     cells = mesh["cells"]
-    parts: list[RenderableType] = [_cells(cells), Text(), _map(cells), Text()]
+    flow = {item["cell"]: item for item in overview["flow"].get("cells", [])}
+    parts: list[RenderableType] = [_cells(cells, flow), Text(), _map(cells), Text()]
     running = [item for item in _listed(overview["operations"]) if item["step"] not in _REST]
     parts += [
         Text(
@@ -86,9 +88,12 @@ def _listed(part: Any) -> list[dict[str, Any]]:
     return part if isinstance(part, list) else []
 
 
-def _cells(cells: list[dict[str, Any]]) -> Table:
+def _cells(cells: list[dict[str, Any]], flow: dict[str, dict[str, Any]]) -> Table:
     found = Table(box=None, pad_edge=False)
-    for column in ("cell", "region", "health", "slots", "failed %", "p99 ms", "note"):
+    for column in (
+        "cell", "region", "health", "slots", "requests/s", "success %", "failed %", "p99 ms",
+        "note",
+    ):  # fmt: skip
         found.add_column(column)
     for number, cell in enumerate(cells):
         healthy = cell["health"] == "healthy"
@@ -97,11 +102,17 @@ def _cells(cells: list[dict[str, Any]]) -> Table:
             cell["region"],
             Text(cell["health"].replace("_", " "), style="green" if healthy else "red"),
             str(cell["slots"]),
+            _figure(flow.get(cell["cell"], {}).get("requests_per_s")),
+            _figure(flow.get(cell["cell"], {}).get("success_percent")),
             str(cell["failure_percent"]),
             str(cell["p99_ms"] or "-"),
             cell["note"],
         )
     return found
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else str(value)
 
 
 def _map(cells: list[dict[str, Any]]) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
@@ -28,8 +29,9 @@ class Desk(NamedTuple):
     break_ids: list[str]
 
 
-@pytest.fixture
-async def desk(session: Session) -> AsyncIterator[Desk]:
+@contextlib.asynccontextmanager
+async def desk_of(session: Session) -> AsyncIterator[Desk]:
+    """Three cases, until the end."""
     done = cellctl(session, "identity", "issue", "bob", "--role", "approver", "--role", "viewer")
     assert done.returncode == 0, done.stderr
     names = [derive(Kind.BREAK, 7, CHANNEL, DAY, str(number)) for number in range(3)]
@@ -58,6 +60,12 @@ async def desk(session: Session) -> AsyncIterator[Desk]:
                 await connection.execute(
                     text(f"DELETE FROM reconciliation_{table} WHERE channel = '{CHANNEL}'")
                 )
+
+
+@pytest.fixture
+async def desk(session: Session) -> AsyncIterator[Desk]:
+    async with desk_of(session) as desk:
+        yield desk
 
 
 async def test_a_case_takes_two_people_and_ends_in_a_posting_to_be_made(desk: Desk) -> None:

@@ -26,7 +26,6 @@ from starlette.requests import Request
 from starlette.responses import (
     FileResponse,
     JSONResponse,
-    PlainTextResponse,
     RedirectResponse,
     Response,
     StreamingResponse,
@@ -35,9 +34,10 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from control.cellctl.console.accounts import check_password, read_accounts
+from control.cellctl.console.acts import Acts, UnknownAct
 from control.cellctl.console.life import NotFound
 from control.cellctl.console.oidc import OidcFault, Provider
-from control.cellctl.console.sources import Sources, UnknownAct
+from control.cellctl.console.sources import Sources
 from router.errors import details_of
 
 log = structlog.get_logger(__name__)
@@ -167,9 +167,20 @@ class Console:
             ),
             Route("/api/audit/verify", self._reading(lambda s, r: s.verify_audit())),
             Route("/api/life/{id:str}", self._reading(lambda s, r: s.life(r.path_params["id"]))),
-            Route("/api/drills/{name:str}/report", self.drill_report),
-            Route("/api/operations/{id:str}/{act:str}", self.operate, methods=["POST"]),
-            Route("/api/approvals/{id:str}/{act:str}", self.decide, methods=["POST"]),
+            Route(
+                "/api/drills/{name:str}/report",
+                self._reading(lambda s, r: s.drill_report(r.path_params["name"])),
+            ),
+            Route("/api/policies", self._reading(lambda s, r: s.policies())),
+            Route("/api/channels", self._reading(lambda s, r: s.channels())),
+            Route(
+                "/api/reconciliation",
+                self._reading(lambda s, r: s.reconciliation(r.query_params.get("state", ""))),
+            ),
+            *(
+                Route(f"/api/{what}/{{id:str}}/{{act:str}}", self._acting(act), methods=["POST"])
+                for what, act in _ACTS.items()
+            ),
             Mount("/static", StaticFiles(directory=_STATIC)),
         ]
         return Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, self._around)])
@@ -300,35 +311,35 @@ class Console:
 
         return StreamingResponse(stream(), media_type="text/event-stream")
 
-    async def drill_report(self, request: Request) -> Response:
-        visitor = self._visitor(request)
-        if visitor is None:
-            return _refused(401, "SIGNED_OUT", "sign in first")
-        try:
-            report = await self._sources(visitor.identity).drill_report(request.path_params["name"])
-        except grpc.aio.AioRpcError as error:
-            return _of_rpc(error)
-        return PlainTextResponse(report or "there is no report here")
+    def _acting(self, act: Callable[..., Any]) -> Callable[[Request], Any]:
+        async def handler(request: Request) -> Response:
+            visitor = self._visitor(request)
+            if visitor is None:
+                return _refused(401, "SIGNED_OUT", "sign in first")
+            if not _token_is(request, visitor):
+                return _refused(403, "FORGED", "the token is missing")
+            try:
+                body = await request.json()
+                reason, cell = str(body["reason"]), str(body.get("cell", ""))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                return _refused(400, "INVALID_REQUEST", 'send {"reason": …}')
+            parameters = request.path_params
+            acts = Acts(self._data, visitor.identity)
+            return await _answered(act(acts, parameters["id"], parameters["act"], reason, cell))
 
-    async def operate(self, request: Request) -> Response:
-        return await self._acting(request, Sources.operate)
+        return handler
 
-    async def decide(self, request: Request) -> Response:
-        return await self._acting(request, Sources.decide)
 
-    async def _acting(self, request: Request, act: Callable[..., Any]) -> Response:
-        visitor = self._visitor(request)
-        if visitor is None:
-            return _refused(401, "SIGNED_OUT", "sign in first")
-        if not _token_is(request, visitor):
-            return _refused(403, "FORGED", "the token is missing")
-        try:
-            reason = str((await request.json())["reason"])
-        except (ValueError, KeyError, TypeError):
-            return _refused(400, "INVALID_REQUEST", 'send {"reason": …}')
-        parameters = request.path_params
-        sources = self._sources(visitor.identity)
-        return await _answered(act(sources, parameters["id"], parameters["act"], reason))
+# What may be done to what, by the name in the path.
+_ACTS: Mapping[str, Callable[..., Any]] = {
+    "operations": Acts.operate,
+    "approvals": Acts.decide,
+    "breakers": Acts.force,
+    "degradation": Acts.degrade,
+    "failover": Acts.failover,
+    "reconciliation": Acts.reconcile,
+    "cases": Acts.resolve,
+}
 
 
 async def _answered(work: Any) -> Response:

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from control.cellctl.console.accounts import BadAccount, add_account, read_accounts
 from control.cellctl.console.app import Console
+from control.cellctl.console.meter import meter_of
 from control.cellctl.console.oidc import OidcSettings, Provider
 from control.cellctl.console.sources import TRACE_PLACE, Sources
 from control.cellctl.session import Session
@@ -57,9 +58,10 @@ def serve(
     if provider is None and not read_accounts(data):
         errors.print(f"nobody may sign in yet; add one: cellctl console account NAME --data {data}")
         raise typer.Exit(2)
+    meter = meter_of(data)
     made = Console(
         data,
-        lambda identity: Sources(data, identity, trace_url),
+        lambda identity: Sources(data, identity, meter, trace_url),
         provider,
         secure=certificate is not None,
     )

@@ -1,7 +1,8 @@
 """A payment's life: all that the database knows of one ID, in the order in which it happened.
 
 Reads only, from whichever node answers; nothing here locks. Finds orders, payments, refunds,
-transfers, accounts and movements by their ID, and the order behind an event or a delivery.
+charges, payouts, transfers, accounts and movements by their ID, and what is behind an event, a
+delivery, or an attempt at a bank.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ _TABLES = {
     Kind.MOVEMENT: ("movements", "movement_id"),
     Kind.DELIVERY: ("deliveries", "delivery_id"),
     Kind.BRANCH: ("branches", "branch_id"),
+    Kind.CHARGE: ("charges", "charge_id"),
+    Kind.PAYOUT: ("payouts", "payout_id"),
+    Kind.ATTEMPT: ("attempts", "attempt_id"),
+    Kind.ADJUSTMENT: ("adjustments", "adjustment_id"),
 }
 # Columns that hold what nobody needs to see here.
 _HIDDEN = frozenset({"secret", "request_hash", "body"})
@@ -80,7 +85,14 @@ class _Search:
             return await self._of_event(identifier) if kind == Kind.EVENT else []
         row = await self._row(kind, slot, identifier)
         if row is None:
-            return []
+            # A refund is a payment's, or a charge's.
+            return await self._of_refund(slot, identifier) if kind == Kind.REFUND else []
+        if kind == Kind.CHARGE:
+            return await self._of_charge(row)
+        if kind == Kind.PAYOUT:
+            return await self._of_payout(row)
+        if kind == Kind.ATTEMPT:
+            return await self._owner_of(row)
         if kind in {Kind.ORDER, Kind.PAYMENT, Kind.REFUND}:
             return await self._of_order(slot, kind, row)
         if kind == Kind.DELIVERY:
@@ -137,6 +149,68 @@ class _Search:
         steps += await self._events(moments, list(dict.fromkeys(named)))
         return steps
 
+    async def _of_refund(self, slot: int, refund_id: str) -> list[dict[str, Any]]:
+        refund = await _one(
+            self._connection,
+            "SELECT charge_id FROM charge_refunds WHERE slot = :slot AND refund_id = :id",
+            {"slot": slot, "id": refund_id},
+        )
+        charge = await self._row(Kind.CHARGE, slot, refund["charge_id"]) if refund else None
+        return await self._of_charge(charge) if charge else []
+
+    async def _of_charge(self, row: Row) -> list[dict[str, Any]]:
+        """With its refunds, what the banks were asked, and the order that it pays."""
+        slot, charge_id = row["slot"], row["charge_id"]
+        refunds = await _all(
+            self._connection,
+            "SELECT * FROM charge_refunds WHERE slot = :slot AND charge_id = :id",
+            {"slot": slot, "id": charge_id},
+        )
+        owners = [charge_id, *(refund["refund_id"] for refund in refunds)]
+        attempts = await self._attempts(owners)
+        steps = [_step(row["created_at"], "charge", row)]
+        steps += [_step(refund["created_at"], "refund", refund) for refund in refunds]
+        steps += attempts
+        order = await self._row(Kind.ORDER, slot, row["order_id"]) if row["order_id"] else None
+        if order is not None:
+            return steps + await self._of_order(slot, Kind.ORDER, order)
+        accounts = [account_id(row["user_id"], row["currency"])]
+        postings = [*owners, *(step["detail"]["attempt_id"] for step in attempts)]
+        return steps + await self._money(slot, accounts, postings)
+
+    async def _of_payout(self, row: Row) -> list[dict[str, Any]]:
+        attempts = await self._attempts([row["payout_id"]])
+        accounts = [account_id(row["user_id"], row["currency"])]
+        payout_id = row["payout_id"]
+        postings = [
+            payout_id,
+            f"{payout_id}/returned",
+            *(step["detail"]["attempt_id"] for step in attempts),
+        ]
+        steps = [_step(row["created_at"], "payout", row), *attempts]
+        return steps + await self._money(row["slot"], accounts, postings)
+
+    async def _money(
+        self, slot: int, accounts: Sequence[str], postings: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """Entries, and the events of their commits."""
+        rows = await self._entry_rows(slot, accounts, postings)
+        events = await self._events([row["created_at"] for row in rows], postings)
+        return [*(_step(row["created_at"], "entry", row) for row in rows), *events]
+
+    async def _attempts(self, owners: Sequence[str]) -> list[dict[str, Any]]:
+        rows = await _all(
+            self._connection,
+            "SELECT * FROM attempts WHERE owner_id = ANY(:owners)",
+            {"owners": list(owners)},
+        )
+        return [_step(row["created_at"], "attempt", row) for row in rows]
+
+    async def _owner_of(self, attempt: Row) -> list[dict[str, Any]]:
+        owner = attempt["owner_id"]
+        found = await self.steps(kind_of_id(owner), slot_of_id(owner), owner)
+        return found or [_step(attempt["created_at"], "attempt", attempt)]
+
     async def _of_transfer(self, row: Row) -> list[dict[str, Any]]:
         identifier = row["transfer_id"]
         steps = [_step(row["created_at"], "transfer", row)]
@@ -159,16 +233,21 @@ class _Search:
     async def _entries(
         self, slot: int, accounts: Sequence[str], postings: Sequence[str]
     ) -> list[dict[str, Any]]:
-        """Entries of these postings in these accounts; of no posting: the accounts' newest."""
+        rows = await self._entry_rows(slot, accounts, postings)
+        return [_step(row["created_at"], "entry", row) for row in rows]
+
+    async def _entry_rows(
+        self, slot: int, accounts: Sequence[str], postings: Sequence[str]
+    ) -> list[Row]:
+        """Of these postings in these accounts; of no posting: the accounts' newest."""
         condition = "AND posting_id = ANY(:postings)" if postings else ""
-        rows = await _all(
+        return await _all(
             self._connection,
             "SELECT * FROM entries WHERE slot = :slot AND account_id = ANY(:accounts)"
             f" {condition} ORDER BY created_at DESC LIMIT {_ENTRIES_MAX}",
             {"slot": slot, "accounts": list(accounts)}
             | ({"postings": list(postings)} if postings else {}),
         )
-        return [_step(row["created_at"], "entry", row) for row in rows]
 
     async def _events(self, moments: Sequence[Any], named: Sequence[str]) -> list[dict[str, Any]]:
         """Events that were told in the same commits, and what became of them."""
@@ -218,7 +297,7 @@ class _Search:
         return await self._behind(json.loads(row["body"]).get("data", {}))
 
     async def _behind(self, data: Mapping[str, Any]) -> list[dict[str, Any]]:
-        for field in ("payment_id", "transfer_id", "refund_id"):
+        for field in ("payment_id", "transfer_id", "refund_id", "charge_id", "payout_id"):
             if identifier := data.get(field):
                 kind = kind_of_id(identifier)
                 return await self.steps(kind, slot_of_id(identifier), identifier)

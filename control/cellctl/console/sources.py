@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
-from cellpay.control.v1 import access_pb2, control_pb2, drills_pb2, operations_pb2
-from google.protobuf import json_format
+from cellpay.control.v1 import access_pb2, control_pb2, drills_pb2, policies_pb2
+from cellpay.control.v1 import reconciliation_pb2 as recon_pb2
 
+from control.cellctl.console.channels import breakers_document, channels_document
 from control.cellctl.console.life import life_of
+from control.cellctl.console.meter import Meter
+from control.cellctl.console.plain import plain
+from control.cellctl.policies import list_policies
 from control.cellctl.session import Session
-from control.cellctl.show import operation_document
+from control.cellctl.show import decimal_amount, operation_document
 from control.cellctl.status import status_document
 
 _TIMEOUT_S = 5.0
+# Of runs and cases the control plane asks the database.
+_DATABASE_TIMEOUT_S = 15.0
 _PAGE = 100
-_OPERATION_CALLS = {
-    "abort": ("AbortOperation", operations_pb2.AbortOperationRequest),
-    "pause": ("PauseOperation", operations_pb2.PauseOperationRequest),
-    "resume": ("ResumeOperation", operations_pb2.ResumeOperationRequest),
-    "rollback": ("RollBackOperation", operations_pb2.RollBackOperationRequest),
-}
-
-
-class UnknownAct(Exception):
-    """No such thing can be done to it."""
-
-
+# Longer documents (lists, models) are not for a page to show.
+_DOCUMENT_CHARACTERS_MAX = 20_000
+_NOT_FOR_YOU = frozenset({grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED})
 TRACE_PLACE = "{trace_id}"
 
 
@@ -42,6 +40,8 @@ class Sources:
     data: Path
     # The name of a certificate of the mesh.
     identity: str
+    # Of all who look.
+    meter: Meter
     # Where a trace is shown, with TRACE_PLACE for its ID; empty: nowhere.
     trace_url: str = ""
 
@@ -51,12 +51,13 @@ class Sources:
     async def who(self) -> dict[str, Any]:
         async with self._session().access(self.identity) as access:
             said = await access.WhoAmI(access_pb2.WhoAmIRequest(), timeout=_TIMEOUT_S)
-        return _plain(said)
+        return plain(said)
 
     async def overview(self) -> dict[str, Any]:
         """All that the first page shows; parts that cannot be had say why."""
         parts: dict[str, Callable[[], Awaitable[Any]]] = {
-            "mesh": lambda: status_document(self.data),
+            "mesh": self.mesh,
+            "flow": self.flow,
             "operations": self.operations,
             "approvals": self.approvals,
             "failover": self.failover_policy,
@@ -73,6 +74,20 @@ class Sources:
         except OSError as error:
             return {"error": str(error)}
 
+    async def mesh(self) -> dict[str, Any]:
+        """Processes are shown while every controller is away too: that is when they are needed."""
+        try:
+            await self.who()
+        except grpc.aio.AioRpcError as error:
+            if error.code() in _NOT_FOR_YOU:
+                raise
+        return await status_document(self.data)
+
+    async def flow(self) -> dict[str, Any]:
+        """Cells tell it to everybody on their network; here only to who may read."""
+        await self.who()
+        return await self.meter.flow()
+
     async def operations(self) -> list[dict[str, Any]]:
         async with self._session().control(self.identity) as control:
             found = await control.ListOperations(
@@ -85,32 +100,111 @@ class Sources:
             found = await access.ListApprovals(
                 access_pb2.ListApprovalsRequest(page_size=20), timeout=_TIMEOUT_S
             )
-        return [_plain(approval) for approval in found.approvals]
+        return [plain(approval) for approval in found.approvals]
 
     async def failover_policy(self) -> dict[str, Any]:
         async with self._session().control(self.identity) as control:
             found = await control.GetFailoverPolicy(
                 control_pb2.GetFailoverPolicyRequest(), timeout=_TIMEOUT_S
             )
-        return _plain(found)
+        return plain(found)
 
     async def drills(self) -> list[dict[str, Any]]:
         async with self._session().drills(self.identity) as drills:
             found = await drills.ListDrills(
                 drills_pb2.ListDrillsRequest(page_size=20), timeout=_TIMEOUT_S
             )
-        return [_plain(drill) for drill in found.drills]
+        return [plain(drill) for drill in found.drills]
 
-    async def drill_report(self, name: str) -> str:
-        """The report of a drill's last run, Markdown; empty when there is none here."""
+    async def drill_report(self, name: str) -> dict[str, Any]:
+        """The report of a drill's last run; `report` is null when there is none here."""
         async with self._session().drills(self.identity) as drills:
             drill = await drills.GetDrill(drills_pb2.GetDrillRequest(name=name), timeout=_TIMEOUT_S)
-        path = Path(drill.report) / "report.md" if drill.report else None
-        if path is None:
-            return ""
-        with contextlib.suppress(OSError):
-            return await asyncio.to_thread(path.read_text, encoding="utf-8")
-        return ""
+        report = None
+        if drill.report:
+            path = Path(drill.report) / "report.json"
+            with contextlib.suppress(OSError, ValueError):
+                report = json.loads(await asyncio.to_thread(path.read_text, encoding="utf-8"))
+        return {"name": name, "run": drill.run, "report": report}
+
+    async def policies(self) -> dict[str, Any]:
+        """What is in force, what processes do by it, and the breakers."""
+        policies, reports = await asyncio.gather(self._policies(), self._reports())
+        for policy in policies:
+            policy["applied_by"], policy["not_yet_by"] = _applied(policy, reports)
+        return {
+            "policies": policies,
+            "reports": reports,
+            "breakers": breakers_document(policies, reports),
+            "cells": sorted(self._session().state.cells),
+        }
+
+    async def channels(self) -> dict[str, Any]:
+        policies, reports, answers, runs = await asyncio.gather(
+            self._policies(), self._reports(), self.meter.answers(), self._part(self.runs)
+        )
+        breakers = breakers_document(policies, reports)
+        return {
+            # Without the database they are still of use.
+            "channels": channels_document(
+                policies, breakers, answers, runs if isinstance(runs, list) else []
+            ),
+            "cells": sorted(self._session().state.cells),
+            "error": "" if isinstance(runs, list) else runs["error"],
+        }
+
+    async def _policies(self) -> list[dict[str, Any]]:
+        found = await list_policies(self._session(), "", self.identity)
+        return [
+            {
+                "kind": item.kind,
+                "name": item.name,
+                "document": _document(item.document),
+                "revision": item.revision,
+                "reason": item.reason,
+                "actor": item.actor,
+                "update_time": item.update_time.ToJsonString(),
+                "alarm": item.alarm,
+            }
+            for item in found
+        ]
+
+    async def _reports(self) -> list[dict[str, Any]]:
+        async with self._session().policies(self.identity) as policies:
+            found = await policies.ListPolicyReports(
+                policies_pb2.ListPolicyReportsRequest(), timeout=_TIMEOUT_S
+            )
+        return [plain(report) for report in found.reports]
+
+    async def runs(self) -> list[dict[str, Any]]:
+        """Newest day first."""
+        async with self._session().reconciliation(self.identity) as service:
+            found = await service.ListRuns(
+                recon_pb2.ListRunsRequest(page_size=_PAGE), timeout=_DATABASE_TIMEOUT_S
+            )
+        return [plain(run) for run in found.runs]
+
+    async def reconciliation(self, state: str) -> dict[str, Any]:
+        """Runs, the cases that wait for people, and breaks: those of a state, or all."""
+        async with self._session().reconciliation(self.identity) as service:
+            runs, cases, breaks = await asyncio.gather(
+                self.runs(),
+                service.ListCases(
+                    recon_pb2.ListCasesRequest(page_size=_PAGE), timeout=_DATABASE_TIMEOUT_S
+                ),
+                service.ListBreaks(
+                    recon_pb2.ListBreaksRequest(state=state, page_size=_PAGE),
+                    timeout=_DATABASE_TIMEOUT_S,
+                ),
+            )
+        return {
+            "runs": runs,
+            "cases": [
+                {**plain(case), "of_break": _break(case.of_break)} for case in cases.cases
+            ],
+            "breaks": [_break(item) for item in breaks.breaks],
+            "more": {"cases": bool(cases.next_page_token), "breaks": bool(breaks.next_page_token)},
+        }  # fmt: skip
 
     async def audit(self, page_token: str) -> dict[str, Any]:
         async with self._session().control(self.identity) as control:
@@ -119,7 +213,7 @@ class Sources:
                 timeout=_TIMEOUT_S,
             )
         return {
-            "records": [_plain(record) for record in found.records],
+            "records": [plain(record) for record in found.records],
             "next_page_token": found.next_page_token,
         }
 
@@ -128,7 +222,7 @@ class Sources:
             found = await access.VerifyAuditLog(
                 access_pb2.VerifyAuditLogRequest(), timeout=10 * _TIMEOUT_S
             )
-        return _plain(found)
+        return plain(found)
 
     async def life(self, identifier: str) -> dict[str, Any]:
         """Whoever may read the control plane may look a payment up."""
@@ -141,32 +235,29 @@ class Sources:
         ]
         return found
 
-    async def operate(self, operation_id: str, act: str, reason: str) -> dict[str, Any]:
-        if act not in _OPERATION_CALLS:
-            raise UnknownAct(act)
-        method, request = _OPERATION_CALLS[act]
-        async with self._session().operations(self.identity) as operations:
-            done = await getattr(operations, method)(
-                request(operation_id=operation_id, reason=reason), timeout=_TIMEOUT_S
-            )
-        return operation_document(done)
 
-    async def decide(self, approval_id: str, act: str, reason: str) -> dict[str, Any]:
-        if act not in {"approve", "reject"}:
-            raise UnknownAct(act)
-        async with self._session().access(self.identity) as access:
-            done = await access.DecideApproval(
-                access_pb2.DecideApprovalRequest(
-                    approval_id=approval_id, approve=act == "approve", reason=reason
-                ),
-                timeout=_TIMEOUT_S,
-            )
-        return _plain(done)
+def _document(text: str) -> Any:
+    """Null: there is none that is valid, or it is longer than a page shows."""
+    return json.loads(text) if text and len(text) <= _DOCUMENT_CHARACTERS_MAX else None
 
 
-def _plain(message: Any) -> dict[str, Any]:
-    """As JSON, with fields that are empty too."""
-    found: dict[str, Any] = json_format.MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    return found
+def _applied(
+    policy: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]
+) -> tuple[list[str], list[str]]:
+    """The processes in which this revision is in force, and those in which it is not yet."""
+    done: list[str] = []
+    late: list[str] = []
+    for report in reports:
+        revisions = {
+            (item["kind"], item["name"]): (int(item["revision"]), item["alarm"])
+            for item in report["applied"]
+        }
+        same = revisions.get((policy["kind"], policy["name"])) == (policy["revision"], "")
+        (done if same else late).append(report["process"])
+    return done, late
+
+
+def _break(item: recon_pb2.ReconciliationBreak) -> dict[str, Any]:
+    """With its amount as people read it."""
+    amount = decimal_amount(item.amount.minor_units, item.amount.currency)
+    return {**plain(item), "shown": f"{amount} {item.amount.currency}"}

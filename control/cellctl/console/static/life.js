@@ -1,0 +1,57 @@
+// A payment's life, by any ID.
+import { $, call, facts, folded, list, make, trying } from "./page.js";
+
+$("search").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const id = new FormData(event.target).get("id").trim();
+  if (location.hash === `#life/${encodeURIComponent(id)}`) trying(() => life(id));
+  else location.hash = `#life/${encodeURIComponent(id)}`;
+});
+
+export async function life(id) {
+  $("life").replaceChildren();
+  document.querySelector("#search input").value = id;
+  const found = await call(`/api/life/${encodeURIComponent(id)}`);
+  const home = (epoch) => { const at = found.homes.find((item) => item.epoch === epoch); return at ? `cell ${at.owner}, epoch ${epoch}` : `epoch ${epoch}`; };
+  const last = found.homes[found.homes.length - 1];
+  $("life").replaceChildren(...[
+    make("p", {}, `${found.kind} in slot ${found.slot}${last ? `, at home in cell ${last.owner} since epoch ${last.epoch}` : ""}.`),
+    make("dl", { class: "pairs" }, ...[["trace", traces(found.traces)], ["webhooks", webhooks(found.steps)]]
+      .flatMap(([term, value]) => [make("dt", {}, term), make("dd", {}, value)])),
+    make("ol", { class: "steps" }, ...found.steps.map((step) => make("li", { class: step.what },
+      make("time", { datetime: step.time }, step.time),
+      make("div", {}, make("strong", {}, summary(step)), step.detail.epoch ? ` · written by ${home(step.detail.epoch)}` : ""),
+      folded("all fields", facts(step.detail)))))].filter(Boolean));
+}
+
+function traces(found) {
+  if (!found.length) return "none: nothing was traced";
+  return make("span", {}, ...found.flatMap((trace, number) => [number ? ", " : "", trace.url
+    ? make("a", { href: trace.url, target: "_blank", rel: "noopener noreferrer" }, trace.trace_id)
+    : make("code", {}, trace.trace_id)]));
+}
+
+function webhooks(steps) {
+  const found = steps.filter((step) => step.what === "delivery");
+  return found.length ? list(found.map((step) => `${step.detail.event_type} ${step.detail.state}`)) : "none: the merchant has no endpoint, or the event is on its way";
+}
+
+function summary(step) {
+  const d = step.detail;
+  const money = d.amount !== undefined ? `${d.amount} ${d.currency || ""}`.trim() : "";
+  if (step.what === "order") return `Order of ${money} by ${d.merchant_id} for ${d.payer_id}: ${d.state}`;
+  if (step.what === "payment") return `Payment of ${money} (${d.refunded} refunded)`;
+  if (step.what === "refund") return `Refund of ${money}: ${d.state}`;
+  if (step.what === "charge") return `Charge of ${money} from a card or bank account: ${d.state} ${d.reason}`;
+  if (step.what === "payout") return `Payout of ${money}: ${d.state} ${d.reason}`;
+  if (step.what === "attempt") return `Bank ${d.channel} asked for ${d.operation} of ${money}: ${d.state} ${d.reason}`;
+  if (step.what === "entry") return `Entry ${d.amount > 0 ? "+" : ""}${d.amount} in ${d.account_id}, balance ${d.balance_after}`;
+  if (step.what === "event") return `Event ${d.type}${d.published ? ", published" : ", waits to be published"}`;
+  if (step.what === "delivery") {
+    const next = d.state === "pending" ? `, next at ${d.next_attempt_at}` : "";
+    return `Webhook ${d.event_type}: ${d.state} after ${d.attempts} attempts${next} ${d.last_error}`;
+  }
+  if (step.what === "transfer") return `Transfer of ${money} from ${d.payer_id} to ${d.payee_id}: ${d.state}`;
+  if (step.what === "branch") return `The payee’s side: ${d.state}`;
+  return `${step.what} ${money}`;
+}
