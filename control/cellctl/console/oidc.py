@@ -128,11 +128,19 @@ class Provider:
             ):
                 if answer.status != 200:
                     raise OidcFault(f"the provider answers {answer.status}")
-                body = await answer.content.read(_ANSWER_MAX)
-                found: dict[str, Any] = _object(body)
-                return found
+                return _object(await _body(answer))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise OidcFault(f"the provider does not answer: {type(error).__name__}") from None
+
+
+async def _body(answer: aiohttp.ClientResponse) -> bytes:
+    """All of it: `content.read(n)` would end where a packet does. Raises OidcFault."""
+    found = b""
+    async for chunk in answer.content.iter_any():
+        found += chunk
+        if len(found) > _ANSWER_MAX:
+            raise OidcFault("the provider answers more than it should")
+    return found
 
 
 def _object(body: bytes) -> dict[str, Any]:
