@@ -9,18 +9,20 @@ import asyncio
 import contextlib
 import os
 import shutil
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cellpay.accounts.v1 import accounts_pb2
 from cellpay.notifications.v1 import notifications_pb2
 from cellpay.payments.v1 import payments_pb2
 from playwright.async_api import Browser, Page, async_playwright
 
 from control.cellctl.session import Session
 from router.client import Mesh
-from tests.integration.test_api import key, opened, ordered
+from tests.integration.test_api import key, ordered, usd
 from tests.integration.test_reconciliation_cases import desk_of
 from tests.integration.visiting import PASSWORD, a_drill_that_ran
 
@@ -73,9 +75,21 @@ async def visit(page: Page, name: str) -> None:
     await page.get_by_role("heading", name=name).first.wait_for()
 
 
+async def someone(mesh: Mesh, minor_units: int, kind: Any) -> str:
+    """Of any slot: names that are counted lie close together."""
+    user_id = uuid.uuid4().hex
+    await mesh.accounts.OpenAccount(
+        accounts_pb2.OpenAccountRequest(user_id=user_id, currency="USD", kind=kind)
+    )
+    if minor_units:
+        deposit = accounts_pb2.DepositRequest(user_id=user_id, amount=usd(minor_units))
+        await mesh.accounts.Deposit(deposit)
+    return user_id
+
+
 async def paid(mesh: Mesh) -> str:
     """An order that was paid; its merchant has an endpoint that nobody answers at."""
-    payer, shop = await opened(mesh, 5_000), await opened(mesh, kind=2)
+    payer, shop = await someone(mesh, 5_000, 1), await someone(mesh, 0, 2)
     await mesh.notifications.SetEndpoint(
         notifications_pb2.SetEndpointRequest(
             merchant_id=shop, url="http://127.0.0.1:9/", secret=b"s" * 32, idempotency_key=key()
@@ -117,7 +131,7 @@ async def test_a_browser_shows_the_mesh_to_anybody(
         # What the map shows is said in words too.
         assert "a has" in await page.locator("#slots-text").inner_text()
         async with traffic(mesh):
-            await page.locator("#slots line.flow").nth(3).wait_for(state="attached")
+            await page.locator("#slots line.flow").nth(9).wait_for(state="attached")
             await screen(page, f"mesh-{scheme}")
         for name in PAGES:
             await visit(page, name)
@@ -127,6 +141,7 @@ async def test_a_browser_shows_the_mesh_to_anybody(
         await visit(page, "Policies")
         await page.get_by_role("button", name="force open nats").wait_for()
         await screen(page, f"policies-{scheme}", "#breakers")
+        await _what_is_drawn_anew_keeps_the_focus(page)
         await visit(page, "Channels")
         await page.get_by_text("Banks and networks outside").wait_for()
         await _look_up(page, order_id)
@@ -135,6 +150,16 @@ async def test_a_browser_shows_the_mesh_to_anybody(
         await page.get_by_role("button", name="Sign out").click()
         await page.get_by_role("heading", name="Sign in").wait_for()
     assert not faults
+
+
+async def _what_is_drawn_anew_keeps_the_focus(page: Page) -> None:
+    """Else nobody could walk through the page by keyboard while it is live."""
+    mine = page.get_by_role("button", name="let go webhooks")
+    await mine.focus()
+    drawn = await mine.element_handle()
+    await page.wait_for_function("drawn => !drawn.isConnected", arg=drawn)
+    name = "document.activeElement.getAttribute('aria-label')"
+    assert await page.evaluate(name) == "let go webhooks"
 
 
 async def _read_a_report(page: Page, scheme: str) -> None:
@@ -150,19 +175,13 @@ async def _read_a_report(page: Page, scheme: str) -> None:
 
 
 async def _look_up(page: Page, order_id: str) -> None:
-    await visit_life(page)
+    await page.get_by_role("link", name="Payment", exact=True).click()
     await page.get_by_label("Any ID").fill(order_id)
     await page.get_by_role("button", name="Look up").click()
     await page.get_by_text("Payment of 1200 USD").wait_for()
-    trace = page.get_by_role("link", name=r"")
-    assert trace is not None
     href = await page.locator("#life dl a").first.get_attribute("href")
     assert href is not None
     assert href.startswith("https://traces.example/t/")
-
-
-async def visit_life(page: Page) -> None:
-    await page.get_by_role("link", name="Payment", exact=True).click()
 
 
 async def _unnamed(page: Page) -> int:

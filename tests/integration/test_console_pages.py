@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import pytest
 from cellpay.payments.v1 import payments_pb2
 
+from control.cellctl.console.accounts import add_account
 from control.cellctl.session import Session
 from router.client import Mesh
 from tests.chaos.outside import reached
@@ -16,7 +17,7 @@ from tests.integration.test_api import key, opened, ordered
 from tests.integration.test_charges_api import carded, charge_of
 from tests.integration.test_control import cellctl
 from tests.integration.test_reconciliation_cases import CHANNEL, DAY, desk_of
-from tests.integration.visiting import Visitor, a_drill_that_ran
+from tests.integration.visiting import PASSWORD, Visitor, a_drill_that_ran
 
 pytestmark = pytest.mark.mesh
 # A bank that is not there: what is done to its breaker troubles no other test.
@@ -47,6 +48,18 @@ async def test_flow_is_told_by_cell_and_by_range_of_slots(browser: Visitor, mesh
         assert bool(item["cells"]) == bool(item["requests_per_s"])
 
 
+async def test_who_has_no_role_sees_nothing(browser: Visitor, session: Session) -> None:
+    # Clients of the mesh have a certificate, and no role at its control plane.
+    add_account(session.data, "carl", "client", PASSWORD)
+    assert await browser.sign_in("carl") == 200
+    assert (await browser.get("/api/me"))[1]["roles"] == []
+    overview = (await browser.get("/api/overview"))[1]
+    for part, found in overview.items():
+        assert found["error"].startswith("PERMISSION_DENIED"), part
+    for path in ("policies", "channels", "reconciliation", "life/x", "audit", "drills/x/report"):
+        assert (await browser.get(f"/api/{path}"))[0] == 403, path
+
+
 async def test_a_channels_health_is_what_its_bank_answered(
     browser: Visitor, mesh: Mesh, bank_ports: Mapping[str, Mapping[str, int]]
 ) -> None:
@@ -61,7 +74,9 @@ async def test_a_channels_health_is_what_its_bank_answered(
     (attempt,) = [step["detail"] for step in life["steps"] if step["what"] == "attempt"]
     assert {step["what"] for step in life["steps"]} == {"charge", "attempt", "entry", "event"}
     by_attempt = (await browser.get(f"/api/life/{attempt['attempt_id']}"))[1]
-    assert by_attempt["steps"] == life["steps"]
+    assert [step["what"] for step in by_attempt["steps"]] == [
+        step["what"] for step in life["steps"]
+    ]
     async with asyncio.timeout(_WAIT_S):
         while True:
             found = (await browser.get("/api/channels"))[1]["channels"]

@@ -54,12 +54,14 @@ async def desk_of(session: Session) -> AsyncIterator[Desk]:
                 {**key, **nobody, "break_id": name, "version": 1, "state": "opened"}
                 for name in names
             ])  # fmt: skip
-        yield Desk(session, names)
-        async with engine.begin() as connection:
-            for table in ("cases", "breaks", "runs"):
-                await connection.execute(
-                    text(f"DELETE FROM reconciliation_{table} WHERE channel = '{CHANNEL}'")
-                )
+        try:
+            yield Desk(session, names)
+        finally:
+            async with engine.begin() as connection:
+                for table in ("cases", "breaks", "runs"):
+                    await connection.execute(
+                        text(f"DELETE FROM reconciliation_{table} WHERE channel = '{CHANNEL}'")
+                    )
 
 
 @pytest.fixture

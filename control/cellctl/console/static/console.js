@@ -12,12 +12,14 @@ const ASKED = { policies, channels, reconciliation };
 const ASKED_EVERY_MS = 4000;
 let olderToken = "";
 let source = null;
+let overview = null;
 
 // ---- signing in and out
 
 function signedOut(oidc) {
   if (source) source.close();
   source = null;
+  overview = null;
   document.querySelector("nav").hidden = true;
   $("who").hidden = true;
   for (const page of document.querySelectorAll(".page")) page.hidden = true;
@@ -62,17 +64,19 @@ $("signout").addEventListener("click", async () => {
 function listen() {
   if (source) source.close();
   source = new EventSource("/api/events");
-  source.addEventListener("overview", (event) => {
-    const overview = JSON.parse(event.data);
-    mesh(overview);
-    operations(overview.operations);
-    approvals(overview.approvals);
-    drills(overview.drills);
-  });
+  source.addEventListener("overview", (event) => { overview = JSON.parse(event.data); draw(); });
   source.addEventListener("signedout", () => signedOut(false));
   let broken = false;
   source.onerror = () => { broken = true; tell("The console does not answer; trying again."); };
   source.onopen = () => { if (broken) tell(""); broken = false; };
+}
+
+function draw() {
+  if (overview === null) return;
+  const page = pageNow();
+  if (page === "mesh") mesh(overview);
+  if (page === "operations") { operations(overview.operations); approvals(overview.approvals); }
+  if (page === "drills") drills(overview.drills);
 }
 
 function pageNow() { return (location.hash || "#mesh").slice(1).split("/")[0]; }
@@ -84,6 +88,7 @@ function turn() {
     else link.removeAttribute("aria-current");
   }
   for (const section of document.querySelectorAll(".page")) section.hidden = section.id !== `page-${page}`;
+  draw();
   if (page in ASKED) trying(ASKED[page]);
   if (page === "audit") trying(() => audit(""));
   if (page === "life" && location.hash.includes("/")) trying(() => life(decodeURIComponent(location.hash.split("/")[1])));

@@ -1,14 +1,13 @@
 // Drills: the last run of each, and its report.
-import { $, call, facts, flag, held, make, rows, trying, when } from "./page.js";
+import { $, call, facts, flag, make, redraw, rows, trying, when } from "./page.js";
 
 export function drills(found) {
   const table = $("drills");
   if (!Array.isArray(found)) { table.replaceChildren(make("caption", {}, found ? found.error : "")); return; }
-  if (held(table)) return;
-  rows(table, found.length ? "Last run of each" : "No drill has run here", ["name", "fault", "state", "verdict", "outage", "report"],
+  redraw(table, () => rows(table, found.length ? "Last run of each" : "No drill has run here", ["name", "fault", "state", "verdict", "outage", "report"],
     found.map((item) => [item.spec.name, item.spec.fault.replace("FAULT_", "").toLowerCase(), item.state.replace("STATE_", "").toLowerCase(),
       item.verdict ? flag(item.verdict, item.verdict === "held") : "–", `${item.outage_ms} ms`,
-      item.report ? make("button", { type: "button", class: "quiet", "aria-label": `read the report of ${item.spec.name}`, onclick: () => trying(() => report(item.spec.name)) }, "read") : ""]));
+      item.report ? make("button", { type: "button", class: "quiet", "aria-label": `read the report of ${item.spec.name}`, onclick: () => trying(() => report(item.spec.name)) }, "read") : ""])));
 }
 
 async function report(name) {

@@ -1,5 +1,5 @@
 // Regions, cells, slots: who owns what, what moves, and what flows.
-import { $, button, can, figure, flag, make, pair, rows } from "./page.js";
+import { $, button, can, figure, flag, make, pair, redraw, rows } from "./page.js";
 
 const COLOURS = 8;
 const SIDE = 32;
@@ -23,12 +23,11 @@ export function mesh(overview) {
 
 function failover(policy) {
   const place = $("failover");
-  if (place.contains(document.activeElement)) return;
   if (policy.error) { place.textContent = policy.error; return; }
   const act = policy.automatic ? "off" : "on";
-  place.replaceChildren(
+  redraw(place, () => place.replaceChildren(
     `Automatic failover is ${policy.automatic ? "on" : "off"}, by ${policy.real_traffic ? "lost leases and failing payments" : "lost leases"}. `,
-    can("operator") ? button(`Switch it ${act}`, { title: `Switch automatic failover ${act}?`, path: `/api/failover/automatic/${act}`, quiet: true, danger: act === "off" }) : "");
+    can("operator") ? button(`Switch it ${act}`, { title: `Switch automatic failover ${act}?`, path: `/api/failover/automatic/${act}`, quiet: true, danger: act === "off" }) : ""));
 }
 
 function colour(names, cell) { return `var(--c${names.indexOf(cell) % COLOURS})`; }
@@ -93,7 +92,7 @@ function cells(found, flow) {
         ...pair("requests", now.silent ? "no figures" : figure(now.requests_per_s, " /s")),
         ...pair("payments", figure(now.payments_per_s, " /s")),
         ...pair("success", percent(now.success_percent)),
-        ...pair("failed payments", `${cell.failure_percent} %`),
+        ...pair("failed", `${cell.failure_percent} %`),
         ...pair("p99", cell.p99_ms ? `${cell.p99_ms} ms` : "–"),
         ...pair("address", cell.address || "–")),
       cell.note ? make("p", { class: "warn" }, cell.note) : null);

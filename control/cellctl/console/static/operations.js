@@ -1,10 +1,13 @@
 // Operations and what waits for a second person.
-import { $, button, buttons, call, can, flag, held, make, me, rows, tell, trying } from "./page.js";
+import { $, button, buttons, call, can, flag, make, me, redraw, rows, tell, trying } from "./page.js";
 
 export function operations(found) {
   const place = $("operations-list");
   if (!Array.isArray(found)) { place.textContent = found ? found.error : ""; return; }
-  if (held(place)) return;
+  redraw(place, () => draw(place, found));
+}
+
+function draw(place, found) {
   place.replaceChildren(...found.map((operation) => {
     const acts = can("operator") ? actsOf(operation) : [];
     return make("article", { class: "card", "aria-label": operation.operation_id },
@@ -33,15 +36,14 @@ function operate(act, id) {
 export function approvals(found) {
   const table = $("approvals");
   if (!Array.isArray(found)) { table.replaceChildren(make("caption", {}, found ? found.error : "")); return; }
-  if (held(table)) return;
-  rows(table, found.length ? "What waited, or waits, for a second person" : "Nothing waits for a second person",
+  redraw(table, () => rows(table, found.length ? "What waited, or waits, for a second person" : "Nothing waits for a second person",
     ["what", "asked by", "state", "decide"],
     found.map((item) => [
       make("span", {}, item.action, " ", make("code", {}, item.parameters)),
       item.requester,
       item.state.replace("STATE_", "").toLowerCase() + (item.approver ? ` by ${item.approver}: ${item.note}` : ""),
       nextOf(item),
-    ]));
+    ])));
 }
 
 function nextOf(item) {

@@ -74,13 +74,27 @@ export function when(time) { return make("time", { datetime: time }, time.slice(
 export function lower(name, prefix) { return name.replace(prefix, "").toLowerCase().replaceAll("_", " "); }
 export function buttons(...all) { return make("span", { class: "buttons" }, ...all.filter(Boolean)); }
 
-// Not under somebody's finger: what has the focus is left as it is.
-export function held(place) { return place.contains(document.activeElement); }
+// What is drawn anew stays as it was for who uses it: the focus, what is unfolded; not while a finger is on it, or in a field.
+export function redraw(place, draw) {
+  const active = place.contains(document.activeElement) ? document.activeElement : null;
+  if (place.querySelector(":active") || (active && active.matches("input, select"))) return;
+  const focused = active && active !== place && active.matches("button, summary") ? nameOf(active) : null;
+  const unfolded = new Set([...place.querySelectorAll("details[open] > summary")].map(nameOf));
+  draw();
+  for (const summary of place.querySelectorAll("details > summary")) if (unfolded.has(nameOf(summary))) summary.parentElement.open = true;
+  if (focused) [...place.querySelectorAll("button, summary")].find((item) => nameOf(item) === focused)?.focus({ preventScroll: true });
+}
+
+function nameOf(element) {
+  const row = element.closest("tr, article");
+  return element.getAttribute("aria-label") || `${row ? row.getAttribute("aria-label") || row.firstElementChild.textContent : ""} ${element.textContent}`;
+}
 
 export function rows(table, caption, heads, lines) {
   table.replaceChildren(
     make("caption", {}, caption),
-    make("thead", {}, make("tr", {}, ...heads.map((head) => make("th", { scope: "col" }, head)))),
+    make("thead", {}, make("tr", {}, ...heads.map((head, column) =>
+      make("th", { scope: "col", class: lines.length && typeof lines[0][column] === "number" ? "number" : "" }, head)))),
     make("tbody", {}, ...lines.map((line) => make("tr", {}, ...line.map((value) =>
       make("td", typeof value === "number" ? { class: "number" } : {}, value instanceof Node ? value : String(value)))))));
 }

@@ -1,12 +1,15 @@
 // Policies, what processes do by them, breakers, and how the channels fare.
-import { $, button, buttons, call, can, figure, flag, folded, held, list, make, rows } from "./page.js";
+import { $, button, buttons, call, can, figure, flag, folded, list, make, redraw, rows } from "./page.js";
 
 const WORDS = { open: "open", half_open: "half open", closed: "closed" };
 const HEALTH = { open: "breaker open", trying: "breaker tries", quiet: "quiet", sound: "sound", failing: "failing" };
 
 export async function policies() {
   const found = await call("/api/policies");
-  if (held($("page-policies"))) return;
+  redraw($("page-policies"), () => draw(found));
+}
+
+function draw(found) {
   rows($("policies"), found.policies.length ? "In force in the whole mesh, or in the cells that a document names" : "No policy: the defaults hold",
     ["kind", "name", "document", "by", "why", "in force"],
     found.policies.map((item) => [item.kind, item.name,
@@ -62,8 +65,7 @@ function breakerButtons(dependency, cells, after) {
 export async function channels() {
   const found = await call("/api/channels");
   const place = $("channels");
-  if (held(place)) return;
-  place.replaceChildren(...found.channels.map((item) => channel(item, found.cells)));
+  redraw(place, () => place.replaceChildren(...found.channels.map((item) => channel(item, found.cells))));
   if (!found.channels.length) place.append(make("p", {}, "No channel is known: none is configured, or none was asked yet."));
   if (found.error) place.append(make("p", { class: "trouble" }, `Reconciliation: ${found.error}`));
 }

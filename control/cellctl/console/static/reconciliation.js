@@ -1,12 +1,15 @@
 // The books against the banks': days, cases that two people decide, breaks.
-import { $, button, buttons, call, can, flag, folded, held, make, me, rows, trying, when } from "./page.js";
+import { $, button, buttons, call, can, flag, folded, make, me, redraw, rows, trying, when } from "./page.js";
 
 const GOOD = { done: true, matched: null, waiting: null, quarantined: false };
 
 export async function reconciliation() {
   const state = $("break-state").value;
   const found = await call(`/api/reconciliation?state=${encodeURIComponent(state)}`);
-  if (held($("runs"))|| held($("cases"))) return;
+  redraw($("reconciled"), () => draw(found));
+}
+
+function draw(found) {
   rows($("runs"), found.runs.length ? "Days, the newest first" : "No day has been asked for",
     ["channel", "day", "state", "lines", "open", "cases", "adjusted", "matched later", "touched", "act"],
     found.runs.map((run) => [run.channel, run.clearing_date,
