@@ -32,6 +32,7 @@ ACTS = (
     "/api/failover/automatic/off",
     "/api/reconciliation/console-bank/2026-11-23",
     "/api/cases/brk_0000000000000000000000000000/adjust",
+    "/api/reviews/rvw_0000000000000000000000000000/approve",
 )
 
 
@@ -66,7 +67,8 @@ def provided_console(session: Session, provider: str, tmp_path_factory: Any) -> 
 async def test_who_has_not_signed_in_sees_nothing(browser: Visitor) -> None:
     for path in (
         "/api/me", "/api/overview", "/api/events", "/api/audit", "/api/life/x", "/api/policies",
-        "/api/channels", "/api/reconciliation", "/api/drills/x/report",
+        "/api/channels", "/api/reconciliation", "/api/drills/x/report", "/api/reviews",
+        "/api/decisions",
     ):  # fmt: skip
         assert (await browser.get(path))[0] == 401, path
     for path in ACTS:

@@ -31,7 +31,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PICTURES = os.environ.get("CELLPAY_PICTURES", "")
 _QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
           "--disable-background-networking", "--disable-component-update"]  # fmt: skip
-PAGES = ("Operations", "Policies", "Channels", "Reconciliation", "Drills", "Audit")
+PAGES = ("Operations", "Policies", "Channels", "Reconciliation", "Risk", "Drills", "Audit")
 pytestmark = [
     pytest.mark.mesh,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)"),
@@ -211,6 +211,7 @@ async def test_two_people_decide_a_case_and_a_viewer_decides_nothing(
         vera = await entered(browser, console, "vera", faults)
         await visit(vera, "Reconciliation")
         await vera.get_by_text(case).first.wait_for()
+        assert await vera.get_by_role("link", name="Risk", exact=True).count() == 0
         assert await vera.locator("#cases button").count() == 0
         await visit(vera, "Policies")
         await vera.locator("#breakers tbody tr").first.wait_for()

@@ -11,7 +11,9 @@ from cellpay.payments.v1 import payments_pb2
 
 from control.cellctl.console.accounts import add_account
 from control.cellctl.session import Session
+from control.mesh import ca
 from router.client import Mesh
+from router.identity import spiffe_id
 from tests.chaos.outside import reached
 from tests.integration.test_api import key, opened, ordered
 from tests.integration.test_charges_api import carded, charge_of
@@ -49,14 +51,18 @@ async def test_flow_is_told_by_cell_and_by_range_of_slots(browser: Visitor, mesh
 
 
 async def test_who_has_no_role_sees_nothing(browser: Visitor, session: Session) -> None:
-    # Clients of the mesh have a certificate, and no role at its control plane.
-    add_account(session.data, "carl", "client", PASSWORD)
+    # A certificate of the mesh, of a kind that has no role at its control plane.
+    ca.issue(session.data / "tls", "carl", spiffe_id("merchant", "carl"))
+    add_account(session.data, "carl", "carl", PASSWORD)
     assert await browser.sign_in("carl") == 200
     assert (await browser.get("/api/me"))[1]["roles"] == []
     overview = (await browser.get("/api/overview"))[1]
     for part, found in overview.items():
         assert found["error"].startswith("PERMISSION_DENIED"), part
-    for path in ("policies", "channels", "reconciliation", "life/x", "audit", "drills/x/report"):
+    for path in (
+        "policies", "channels", "reconciliation", "life/x", "audit", "drills/x/report", "reviews",
+        "decisions",
+    ):  # fmt: skip
         assert (await browser.get(f"/api/{path}"))[0] == 403, path
 
 
@@ -125,6 +131,9 @@ async def test_a_breaker_is_forced_and_let_go_by_who_may(browser: Visitor) -> No
         ("/api/cases/brk_0000000000000000000000000000/adjust", 404),
         ("/api/reconciliation/console-bank/2026-13-01", 400),
         ("/api/approvals/appr-none/carry-out", 404),
+        ("/api/reviews/nonsense/approve", 400),
+        ("/api/reviews/rvw_0000000000000000000000000000/approve", 404),
+        ("/api/reviews/rvw_0000000000000000000000000000/ponder", 404),
     ],
 )
 async def test_what_cannot_be_done_is_said_to_be_that(

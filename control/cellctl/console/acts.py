@@ -15,6 +15,7 @@ from cellpay.control.v1 import (
     control_pb2,
     operations_pb2,
     policies_pb2,
+    reviews_pb2,
 )
 from cellpay.control.v1 import reconciliation_pb2 as recon_pb2
 from google.protobuf import json_format
@@ -61,6 +62,10 @@ _APPROVED_CALLS: dict[str, tuple[Any, Any]] = {
     "cellpay.control.v1.PolicyService/SetPolicy": (
         policies_pb2.SetPolicyRequest,
         policies_pb2.Policy,
+    ),
+    "cellpay.control.v1.PolicyService/DeletePolicy": (
+        policies_pb2.DeletePolicyRequest,
+        policies_pb2.DeletePolicyResponse,
     ),
 }
 
@@ -181,3 +186,13 @@ class Acts:
             else:
                 raise UnknownAct(act)
         return plain(done)
+
+    async def review(self, review_id: str, act: str, reason: str, cell: str) -> dict[str, Any]:
+        """Lets a request go on, or ends it."""
+        if act not in {"approve", "reject"}:
+            raise UnknownAct(act)
+        request = reviews_pb2.DecideReviewRequest(
+            review_id=review_id, approve=act == "approve", reason=reason
+        )
+        async with self._session().reviews(self.identity) as service:
+            return plain(await service.DecideReview(request, timeout=_DATABASE_TIMEOUT_S))

@@ -177,6 +177,18 @@ class Console:
                 "/api/reconciliation",
                 self._reading(lambda s, r: s.reconciliation(r.query_params.get("state", ""))),
             ),
+            Route(
+                "/api/reviews",
+                self._reading(
+                    lambda s, r: s.reviews(
+                        r.query_params.get("user_id", ""), every="all" in r.query_params
+                    )
+                ),
+            ),
+            Route(
+                "/api/decisions",
+                self._reading(lambda s, r: s.decisions(r.query_params.get("user_id", ""))),
+            ),
             *(
                 Route(f"/api/{what}/{{id:str}}/{{act:str}}", self._acting(act), methods=["POST"])
                 for what, act in _ACTS.items()
@@ -339,6 +351,7 @@ _ACTS: Mapping[str, Callable[..., Any]] = {
     "failover": Acts.failover,
     "reconciliation": Acts.reconcile,
     "cases": Acts.resolve,
+    "reviews": Acts.review,
 }
 
 

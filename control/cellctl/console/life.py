@@ -2,7 +2,7 @@
 
 Reads only, from whichever node answers; nothing here locks. Finds orders, payments, refunds,
 charges, payouts, transfers, accounts and movements by their ID, and what is behind an event, a
-delivery, or an attempt at a bank.
+delivery, an attempt at a bank, or a decision of risk.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from control.cellctl.console.risk import rows_of_subject
 from router.ids import Kind, account_id, collection_account_id, kind_of_id, slot_of_id
 from router.tracing.rules import parse_traceparent
 
@@ -31,9 +32,13 @@ _TABLES = {
     Kind.PAYOUT: ("payouts", "payout_id"),
     Kind.ATTEMPT: ("attempts", "attempt_id"),
     Kind.ADJUSTMENT: ("adjustments", "adjustment_id"),
+    Kind.CHALLENGE: ("risk_cases", "case_id"),
+    Kind.REVIEW: ("risk_cases", "case_id"),
+    Kind.DECISION: ("risk_decisions", "decision_id"),
 }
+_OF_RISK = frozenset({Kind.CHALLENGE, Kind.REVIEW, Kind.DECISION})
 # Columns that hold what nobody needs to see here.
-_HIDDEN = frozenset({"secret", "request_hash", "body"})
+_HIDDEN = frozenset({"secret", "request_hash", "body", "facts", "fingerprint"})
 Row = Mapping[str, Any]
 
 
@@ -87,6 +92,8 @@ class _Search:
         if row is None:
             # A refund is a payment's, or a charge's.
             return await self._of_refund(slot, identifier) if kind == Kind.REFUND else []
+        if kind in _OF_RISK:
+            return await self._of_risk(slot, kind, row)
         if kind == Kind.CHARGE:
             return await self._of_charge(row)
         if kind == Kind.PAYOUT:
@@ -138,6 +145,8 @@ class _Search:
         of = payment or order
         if of is None:
             return steps
+        if order is not None:
+            steps += await self._risk(slot, order["payer_id"], order["order_id"])
         accounts = [
             account_id(of["payer_id"], of["currency"]),
             collection_account_id(slot, of["merchant_id"], of["currency"]),
@@ -148,6 +157,20 @@ class _Search:
         named = [item for item in (payment_id, *postings) if item]
         steps += await self._events(moments, list(dict.fromkeys(named)))
         return steps
+
+    async def _risk(self, slot: int, user_id: str, order_id: str) -> list[dict[str, Any]]:
+        decisions, cases = await rows_of_subject(self._connection, slot, user_id, order_id)
+        return [
+            *(_step(row["created_at"], "decision", row) for row in decisions),
+            *(_step(row["created_at"], row["kind"], row) for row in cases),
+        ]
+
+    async def _of_risk(self, slot: int, kind: Kind, row: Row) -> list[dict[str, Any]]:
+        """With the order that it is about, if it is about one."""
+        order = await self._row(Kind.ORDER, slot, row["subject_id"]) if row["subject_id"] else None
+        if order is not None:
+            return await self._of_order(slot, Kind.ORDER, order)
+        return [_step(row["created_at"], row.get("kind", kind.name.lower()), row)]
 
     async def _of_refund(self, slot: int, refund_id: str) -> list[dict[str, Any]]:
         refund = await _one(

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from cellpay.control.v1 import access_pb2, control_pb2, drills_pb2, policies_pb2
+from cellpay.control.v1 import access_pb2, control_pb2, drills_pb2, policies_pb2, reviews_pb2
 from cellpay.control.v1 import reconciliation_pb2 as recon_pb2
 
 from control.cellctl.console.channels import breakers_document, channels_document
 from control.cellctl.console.life import life_of
 from control.cellctl.console.meter import Meter
 from control.cellctl.console.plain import plain
+from control.cellctl.console.risk import decisions_of
 from control.cellctl.policies import list_policies
 from control.cellctl.session import Session
 from control.cellctl.show import decimal_amount, operation_document
@@ -206,6 +207,29 @@ class Sources:
             "more": {"cases": bool(cases.next_page_token), "breaks": bool(breaks.next_page_token)},
         }  # fmt: skip
 
+    async def reviews(self, user_id: str, *, every: bool) -> dict[str, Any]:
+        """What waits for a person, oldest first; `every`: what waits no more too."""
+        async with self._session().reviews(self.identity) as service:
+            found = await service.ListReviews(
+                reviews_pb2.ListReviewsRequest(all=every, user_id=user_id, page_size=_PAGE),
+                timeout=_DATABASE_TIMEOUT_S,
+            )
+        return {
+            "reviews": [_review(item) for item in found.reviews],
+            "more": bool(found.next_page_token),
+        }
+
+    async def decisions(self, user_id: str) -> dict[str, Any]:
+        """Of one user; for who may see reviews."""
+        async with self._session().reviews(self.identity) as service:
+            request = reviews_pb2.ListReviewsRequest(user_id=user_id, page_size=1)
+            await service.ListReviews(request, timeout=_DATABASE_TIMEOUT_S)
+        async with self._session().database() as engine:
+            found = await decisions_of(engine, user_id)
+        for item in found:
+            item["shown"] = _shown(item["amount"], item["currency"])
+        return {"decisions": found}
+
     async def audit(self, page_token: str) -> dict[str, Any]:
         async with self._session().control(self.identity) as control:
             found = await control.ListAuditRecords(
@@ -259,5 +283,12 @@ def _applied(
 
 def _break(item: recon_pb2.ReconciliationBreak) -> dict[str, Any]:
     """With its amount as people read it."""
-    amount = decimal_amount(item.amount.minor_units, item.amount.currency)
-    return {**plain(item), "shown": f"{amount} {item.amount.currency}"}
+    return {**plain(item), "shown": _shown(item.amount.minor_units, item.amount.currency)}
+
+
+def _review(item: reviews_pb2.Review) -> dict[str, Any]:
+    return {**plain(item), "shown": _shown(item.amount, item.currency)}
+
+
+def _shown(minor_units: int, currency: str) -> str:
+    return f"{decimal_amount(minor_units, currency)} {currency}"

@@ -1,14 +1,15 @@
 // The console's page: who is signed in, which page is shown, and what keeps it live.
-import { $, call, flag, make, me, rows, tell, trying, whenSignedOut } from "./page.js";
+import { $, call, can, flag, make, me, rows, tell, trying, whenSignedOut } from "./page.js";
 import { channels, policies } from "./policies.js";
 import { drills } from "./drills.js";
 import { life } from "./life.js";
 import { mesh } from "./mesh.js";
 import { approvals, operations } from "./operations.js";
 import { reconciliation } from "./reconciliation.js";
+import { risk } from "./risk.js";
 
 // Asked for while they are looked at; the others are pushed.
-const ASKED = { policies, channels, reconciliation };
+const ASKED = { policies, channels, reconciliation, risk };
 const ASKED_EVERY_MS = 4000;
 let olderToken = "";
 let source = null;
@@ -37,7 +38,7 @@ async function enter() {
   me.id = said.spiffe_id;
   me.roles = (said.roles || []).map((role) => role.replace("ROLE_", "").toLowerCase());
   $("who-name").textContent = `${me.name} (${me.roles.join(", ") || "no roles"})`;
-  for (const place of document.querySelectorAll("[data-role]")) place.hidden = !me.roles.includes(place.dataset.role);
+  for (const place of document.querySelectorAll("[data-role]")) place.hidden = !can(...place.dataset.role.split(" "));
   $("who").hidden = false;
   document.querySelector("nav").hidden = false;
   $("page-signin").hidden = true;

@@ -16,7 +16,7 @@ export async function life(id) {
   const last = found.homes[found.homes.length - 1];
   $("life").replaceChildren(...[
     make("p", {}, `${found.kind} in slot ${found.slot}${last ? `, at home in cell ${last.owner} since epoch ${last.epoch}` : ""}.`),
-    make("dl", { class: "pairs" }, ...[["trace", traces(found.traces)], ["webhooks", webhooks(found.steps)]]
+    make("dl", { class: "pairs" }, ...[["trace", traces(found.traces)], ["webhooks", webhooks(found.steps)], ["risk", risk(found)]]
       .flatMap(([term, value]) => [make("dt", {}, term), make("dd", {}, value)])),
     make("ol", { class: "steps" }, ...found.steps.map((step) => make("li", { class: step.what },
       make("time", { datetime: step.time }, step.time),
@@ -36,6 +36,12 @@ function webhooks(steps) {
   return found.length ? list(found.map((step) => `${step.detail.event_type} ${step.detail.state}`)) : "none: the merchant has no endpoint, or the event is on its way";
 }
 
+function risk(found) {
+  const said = found.steps.filter((step) => ["challenge", "review", "decision"].includes(step.what));
+  if (said.length) return list(said.map((step) => step.what === "decision" ? `decided: ${step.detail.action}` : `${step.what} ${step.detail.state}`));
+  return found.steps.some((step) => step.what === "order") ? "let through: nothing was challenged, reviewed or denied" : "–";
+}
+
 function summary(step) {
   const d = step.detail;
   const money = d.amount !== undefined ? `${d.amount} ${d.currency || ""}`.trim() : "";
@@ -52,6 +58,9 @@ function summary(step) {
     return `Webhook ${d.event_type}: ${d.state} after ${d.attempts} attempts${next} ${d.last_error}`;
   }
   if (step.what === "transfer") return `Transfer of ${money} from ${d.payer_id} to ${d.payee_id}: ${d.state}`;
+  if (step.what === "decision") return `Risk decided: ${d.action} ${d.reasons}`;
+  if (step.what === "challenge") return `Challenge: ${d.state} after ${d.tries} wrong codes`;
+  if (step.what === "review") return `Review: ${d.state}${d.decided_by ? `, decided by ${d.decided_by}: ${d.note}` : ""}`;
   if (step.what === "branch") return `The payee’s side: ${d.state}`;
   return `${step.what} ${money}`;
 }

@@ -1,5 +1,5 @@
 // Operations and what waits for a second person.
-import { $, button, buttons, call, can, flag, make, me, redraw, rows, tell, trying } from "./page.js";
+import { $, button, buttons, call, can, flag, make, me, redraw, rows, short, tell, trying } from "./page.js";
 
 export function operations(found) {
   const place = $("operations-list");
@@ -40,8 +40,8 @@ export function approvals(found) {
     ["what", "asked by", "state", "decide"],
     found.map((item) => [
       make("span", {}, item.action, " ", make("code", {}, item.parameters)),
-      item.requester,
-      item.state.replace("STATE_", "").toLowerCase() + (item.approver ? ` by ${item.approver}: ${item.note}` : ""),
+      short(item.requester),
+      item.state.replace("STATE_", "").toLowerCase() + (item.approver ? ` by ${short(item.approver)}: ${item.note}` : ""),
       nextOf(item),
     ])));
 }

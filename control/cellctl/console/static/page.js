@@ -71,7 +71,8 @@ export function flag(text, good) { return make("span", { class: good === null ? 
 export function list(items) { return items.join(", ") || "–"; }
 export function figure(value, unit = "") { return value === null || value === undefined ? "–" : `${value}${unit}`; }
 export function when(time) { return make("time", { datetime: time }, time.slice(0, 19).replace("T", " ")); }
-export function lower(name, prefix) { return name.replace(prefix, "").toLowerCase().replaceAll("_", " "); }
+// Of a SPIFFE ID, what people call each other by.
+export function short(id) { return id.split("/").slice(-1)[0] || id; }
 export function buttons(...all) { return make("span", { class: "buttons" }, ...all.filter(Boolean)); }
 
 // What is drawn anew stays as it was for who uses it: the focus, what is unfolded; not while a finger is on it, or in a field.

@@ -1,5 +1,5 @@
 // Policies, what processes do by them, breakers, and how the channels fare.
-import { $, button, buttons, call, can, figure, flag, folded, list, make, redraw, rows } from "./page.js";
+import { $, button, buttons, call, can, figure, flag, folded, list, make, redraw, rows, short } from "./page.js";
 
 const WORDS = { open: "open", half_open: "half open", closed: "closed" };
 const HEALTH = { open: "breaker open", trying: "breaker tries", quiet: "quiet", sound: "sound", failing: "failing" };
@@ -14,7 +14,7 @@ function draw(found) {
     ["kind", "name", "document", "by", "why", "in force"],
     found.policies.map((item) => [item.kind, item.name,
       item.alarm ? flag(item.alarm, false) : item.document === null ? "too long to show" : make("code", {}, JSON.stringify(item.document)),
-      item.actor, item.reason,
+      short(item.actor), item.reason,
       flag(item.not_yet_by.length ? `not yet in ${list(item.not_yet_by)}` : `in ${item.applied_by.length} processes`, item.not_yet_by.length ? null : true)]));
   rows($("breakers"), "Of each dependency, in each cell", ["dependency", ...found.cells.map((cell) => `cell ${cell}`), "forced", "act"],
     found.breakers.map((row) => [row.dependency, ...found.cells.map((cell) => at(row.cells[cell])), forced(row), breakerButtons(row.dependency, found.cells, policies)]));
@@ -50,7 +50,7 @@ function at(cell) {
 
 function forced(row) {
   return row.forced_by.length ? make("span", {}, ...row.forced_by.map((item) =>
-    make("span", { class: "warn" }, `${item.force} in ${list(item.cells) === "–" ? "the mesh" : list(item.cells)}: ${item.reason} (${item.actor}) `))) : "–";
+    make("span", { class: "warn" }, `${item.force} in ${list(item.cells) === "–" ? "the mesh" : list(item.cells)}: ${item.reason} (${short(item.actor)}) `))) : "–";
 }
 
 function breakerButtons(dependency, cells, after) {

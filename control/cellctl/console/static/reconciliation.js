@@ -1,5 +1,5 @@
 // The books against the banks': days, cases that two people decide, breaks.
-import { $, button, buttons, call, can, flag, folded, make, me, redraw, rows, trying, when } from "./page.js";
+import { $, button, buttons, call, can, flag, folded, make, me, redraw, rows, short, trying, when } from "./page.js";
 
 const GOOD = { done: true, matched: null, waiting: null, quarantined: false };
 
@@ -7,6 +7,9 @@ export async function reconciliation() {
   const state = $("break-state").value;
   const found = await call(`/api/reconciliation?state=${encodeURIComponent(state)}`);
   redraw($("reconciled"), () => draw(found));
+  rows($("breaks"), found.breaks.length ? `Oldest first${found.more.breaks ? ": the oldest hundred" : ""}` : "None",
+    ["break", "day", "channel", "what", "amount", "state", "note"],
+    found.breaks.map((item) => [item.break_id, item.clearing_date, item.channel, `${item.break_class}, ${item.reason}`, item.shown, item.state, item.note || item.resolution || "–"]));
 }
 
 function draw(found) {
@@ -16,12 +19,9 @@ function draw(found) {
       make("span", {}, flag(run.state, GOOD[run.state] ?? null), run.reason ? ` ${run.reason}` : ""),
       Number(run.lines), Number(run.open), Number(run.cases), Number(run.adjusted), Number(run.matched_later), when(run.touch_time), again(run)]));
   rows($("cases"), found.cases.length ? `Breaks that people decide${found.more.cases ? ": the oldest hundred" : ""}` : "No case waits",
-    ["break", "day", "channel", "what", "amount", "state", "decide"],
+    ["break", "day", "channel", "what", "amount", "state", "propose, decide"],
     found.cases.map((item) => [item.of_break.break_id, item.of_break.clearing_date, item.of_break.channel,
       make("span", {}, `${item.of_break.break_class}, ${item.of_break.reason} `, sides(item.of_break)), item.of_break.shown, progress(item), acts(item)]));
-  rows($("breaks"), found.breaks.length ? `Oldest first${found.more.breaks ? ": the oldest hundred" : ""}` : "None",
-    ["break", "day", "channel", "what", "amount", "state", "note"],
-    found.breaks.map((item) => [item.break_id, item.clearing_date, item.channel, `${item.break_class}, ${item.reason}`, item.shown, item.state, item.note || item.resolution || "–"]));
 }
 
 function sides(item) {
@@ -30,14 +30,14 @@ function sides(item) {
 
 function progress(item) {
   if (item.state !== "proposed") return item.state;
-  return `${item.proposal} proposed by ${item.maker}: ${item.maker_reason}`;
+  return `${item.proposal} proposed by ${short(item.maker)}: ${item.maker_reason}`;
 }
 
 function acts(item) {
   const id = item.of_break.break_id;
-  const one = (text, act, danger) => button(text, { title: `${text} ${id}, ${item.of_break.shown}?`, name: `${text} ${id}`,
+  const one = (text, act, danger, what = text) => button(text, { title: `${what} ${id}, ${item.of_break.shown}?`, name: `${what} ${id}`,
     path: `/api/cases/${encodeURIComponent(id)}/${act}`, danger, said: (done) => `${done.of_break.break_id}: ${done.state}`, after: reconciliation });
-  if (["opened", "rejected"].includes(item.state) && can("operator")) return buttons(one("propose to post", "adjust", false), one("propose to dismiss", "dismiss", true));
+  if (["opened", "rejected"].includes(item.state) && can("operator")) return buttons(one("post", "adjust", false, "propose to post"), one("dismiss", "dismiss", true, "propose to dismiss"));
   if (item.state === "proposed" && item.maker === me.id) return "Somebody else decides.";
   if (item.state === "proposed" && can("approver")) return buttons(one("approve", "approve", false), one("reject", "reject", true));
   return "";
