@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
@@ -17,6 +18,7 @@ from router.client import CallPolicy, Mesh, connect_direct
 from router.tracing.model import TracingSettings
 from tests.chaos.outside import banks
 from tests.integration.collector import Collector, collecting
+from tests.integration.visiting import Visitor, add_accounts, serving
 
 # Short waits, so that what happens in minutes in production happens within a test.
 OVERRIDES = {
@@ -41,6 +43,8 @@ OVERRIDES = {
 LEASE_TTL_S = 5
 # Nobody's but tests/attacks': every address of 127.0.0.0/8 is this machine.
 DENIED_RANGE = "127.66.0.0/16"
+# Where the console's links to traces lead.
+TRACE_URL = "https://traces.example/t/{trace_id}?x=1"
 PATIENT = CallPolicy(timeout_s=60.0)
 
 
@@ -111,3 +115,29 @@ async def edge(session: Session) -> AsyncIterator[Mesh]:
     """The same stubs through Envoy."""
     async with connect_direct(session.edge_address, session.tls("client"), policy=PATIENT) as mesh:
         yield mesh
+
+
+@pytest.fixture(scope="session")
+def console(session: Session) -> Iterator[str]:
+    """Of all tests that visit one: it takes seconds to start where others run too."""
+    add_accounts(session)
+    with serving(session, "--listen", "127.0.0.1:0", "--trace-url", TRACE_URL) as base:
+        yield base
+
+
+@pytest_asyncio.fixture
+async def browser(console: str) -> AsyncIterator[Visitor]:
+    # The console's address is an IP address, whose cookies aiohttp keeps only when told to.
+    jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(cookie_jar=jar) as client:
+        yield Visitor(client, console)
+
+
+@pytest_asyncio.fixture
+async def second_person(console: str) -> AsyncIterator[Visitor]:
+    """bob, who approves."""
+    jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(cookie_jar=jar) as client:
+        visitor = Visitor(client, console)
+        assert await visitor.sign_in("bob") == 200
+        yield visitor

@@ -303,9 +303,9 @@ def show_policies_status(document: dict[str, Any]) -> None:
             [_row(item, reports) for item in document["policies"]],
         )
     for report in reports:
-        unusual = _unusual(report)
-        if unusual:
-            console.print(f"{report['process']}: {'; '.join(unusual)}")
+        said = unusual(report)
+        if said:
+            console.print(f"{report['process']}: {'; '.join(said)}")
 
 
 def _row(item: dict[str, Any], reports: list[dict[str, Any]]) -> tuple[object, ...]:
@@ -323,7 +323,8 @@ def _row(item: dict[str, Any], reports: list[dict[str, Any]]) -> tuple[object, .
     return name, item["revision"], ", ".join(done) or "-", ", ".join(late) or "-", item["alarm"]
 
 
-def _unusual(report: dict[str, Any]) -> list[str]:
+def unusual(report: dict[str, Any]) -> list[str]:
+    """What of a process's report an operator should know of: it is not as on any day."""
     said = []
     if report["degradation_level"]:
         features = ", ".join(f"{name} {mode}" for name, mode in sorted(report["features"].items()))

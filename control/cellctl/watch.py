@@ -16,6 +16,7 @@ from rich.text import Text
 from control.cellctl.acting import acting_as
 from control.cellctl.console.meter import meter_of
 from control.cellctl.console.sources import Sources
+from control.cellctl.policies import unusual
 from control.cellctl.session import Session
 from control.cellctl.show import console
 from router.slots import SLOT_COUNT
@@ -77,6 +78,12 @@ def page(overview: dict[str, Any]) -> RenderableType:
         )
         for item in _listed(overview["approvals"])
         if item["state"] == "STATE_PENDING"
+    ]
+    said = {report["process"]: unusual(report) for report in mesh["policy_reports"]}
+    parts += [
+        Text(f"{process}: {'; '.join(lines)}", style="yellow")
+        for process, lines in said.items()
+        if lines
     ]
     down = [item["name"] for item in mesh["processes"] if not item["alive"]]
     if down:

@@ -24,16 +24,10 @@ from router.identity import spiffe_id
 from router.store.model import AUDIT_PREFIX
 from tests.attacks.requests import request_for
 from tests.attacks.world import call, issued, new_name
-from tests.integration.test_console import (
-    PASSWORD,
-    Browser,
-    browser,
-    console,
-    provided_console,
-    provider,
-)
+from tests.integration.test_console import provided_console, provider
+from tests.integration.visiting import PASSWORD, Visitor
 
-__all__ = ["browser", "console", "provided_console", "provider"]
+__all__ = ["provided_console", "provider"]
 pytestmark = pytest.mark.mesh
 # As /proc/net/tcp says it; the second is IPv4's in IPv6.
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
@@ -161,7 +155,9 @@ def test_wants_markup_of_a_users_id_run_in_the_console() -> None:
     """XSS: the page builds text nodes alone; there is nothing that reads markup. Its policy of
     `default-src 'none'` is in tests/integration/test_console.py."""
     static = Path(control.cellctl.console.__file__).parent / "static"
-    script = (static / "console.js").read_text(encoding="utf-8")
+    scripts = sorted(static.glob("*.js"))
+    assert {"console.js", "page.js"} <= {path.name for path in scripts}
+    script = "\n".join(path.read_text(encoding="utf-8") for path in scripts)
     sinks = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|srcdoc"
     assert re.search(sinks, script) is None
     assert re.search(r"setTimeout\(\s*['\"]|javascript:", script) is None
@@ -169,7 +165,7 @@ def test_wants_markup_of_a_users_id_run_in_the_console() -> None:
     assert re.search(r"\son\w+=|<script(?![^>]*\ssrc=)", page) is None
 
 
-async def test_wants_his_own_session_in_somebody_elses_browser(browser: Browser) -> None:
+async def test_wants_his_own_session_in_somebody_elses_browser(browser: Visitor) -> None:
     """Session fixation: a cookie that was planted before is not what one is signed in by."""
     planted = "planted-by-mallory"
     browser.client.cookie_jar.update_cookies({COOKIE: planted})
@@ -221,7 +217,7 @@ async def test_wants_the_console_to_send_people_elsewhere(provided_console: str)
                 assert "evil" not in location
 
 
-async def test_wants_the_console_to_read_a_form_without_end(browser: Browser) -> None:
+async def test_wants_the_console_to_read_a_form_without_end(browser: Visitor) -> None:
     """In chunks, so that no length says how much; by somebody who has not signed in."""
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -232,7 +228,7 @@ async def test_wants_the_console_to_read_a_form_without_end(browser: Browser) ->
         assert answer.status == 413
 
 
-async def test_wants_anothers_password_by_trying_many_names_at_once(browser: Browser) -> None:
+async def test_wants_anothers_password_by_trying_many_names_at_once(browser: Visitor) -> None:
     """Guesses count by account, also when they come at once."""
     guesses = (browser.sign_in("carl", f"guess-{number}") for number in range(12))
     statuses = await asyncio.gather(*guesses)

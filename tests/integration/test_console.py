@@ -237,5 +237,6 @@ def test_a_terminal_shows_the_same(session: Session) -> None:
     assert done.returncode == 0, done.stderr
     for cell in ("a", "b", "c"):
         assert f"region-{cell}" in done.stdout
+    assert "requests/s" in done.stdout
     # 1,024 slots, sixteen a letter.
     assert any(len(line.strip()) == 64 for line in done.stdout.splitlines())

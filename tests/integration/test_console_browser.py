@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from cellpay.accounts.v1 import accounts_pb2
 from cellpay.notifications.v1 import notifications_pb2
 from cellpay.payments.v1 import payments_pb2
@@ -23,6 +24,7 @@ from playwright.async_api import Browser, Page, async_playwright
 from control.cellctl.session import Session
 from router.client import Mesh
 from tests.integration.test_api import key, ordered, usd
+from tests.integration.test_console_risk import waiting_review
 from tests.integration.test_reconciliation_cases import desk_of
 from tests.integration.visiting import PASSWORD, a_drill_that_ran
 
@@ -38,7 +40,7 @@ pytestmark = [
 ]
 
 
-@contextlib.asynccontextmanager
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def chromium() -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=_QUIET)
@@ -117,49 +119,35 @@ async def traffic(mesh: Mesh) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 390)])
 async def test_a_browser_shows_the_mesh_to_anybody(
-    console: str, session: Session, mesh: Mesh, scheme: Any, width: int
+    chromium: Browser, console: str, session: Session, mesh: Mesh, scheme: Any, width: int
 ) -> None:
     a_drill_that_ran(session.data, "console-drill")
     order_id = await paid(mesh)
     faults: list[str] = []
     viewport = {"width": width, "height": 900}
-    async with chromium() as browser:
-        page = await entered(
-            browser, console, "ann", faults, color_scheme=scheme, viewport=viewport
-        )
-        assert await page.locator("#slots rect").count() == 1024
-        # What the map shows is said in words too.
-        assert "a has" in await page.locator("#slots-text").inner_text()
-        async with traffic(mesh):
-            await page.locator("#slots line.flow").nth(9).wait_for(state="attached")
-            await screen(page, f"mesh-{scheme}")
-        for name in PAGES:
-            await visit(page, name)
-            # Nothing is wider than the screen: tables scroll by themselves.
-            assert await page.evaluate("document.documentElement.scrollWidth") <= width, name
-        await _read_a_report(page, scheme)
-        await visit(page, "Policies")
-        await page.get_by_role("button", name="force open nats").wait_for()
-        await screen(page, f"policies-{scheme}", "#breakers")
-        await _what_is_drawn_anew_keeps_the_focus(page)
-        await visit(page, "Channels")
-        await page.get_by_text("Banks and networks outside").wait_for()
-        await _look_up(page, order_id)
-        await screen(page, f"life-{scheme}")
-        assert await _unnamed(page) == 0
-        await page.get_by_role("button", name="Sign out").click()
-        await page.get_by_role("heading", name="Sign in").wait_for()
+    page = await entered(chromium, console, "ann", faults, color_scheme=scheme, viewport=viewport)
+    assert await page.locator("#slots rect").count() == 1024
+    # What the map shows is said in words too.
+    assert "a has" in await page.locator("#slots-text").inner_text()
+    async with traffic(mesh):
+        await page.locator("#slots line.flow").nth(9).wait_for(state="attached")
+        await screen(page, f"mesh-{scheme}")
+    for name in PAGES:
+        await visit(page, name)
+        # Nothing is wider than the screen: tables scroll by themselves.
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width, name
+    await _read_a_report(page, scheme)
+    await visit(page, "Policies")
+    await page.get_by_role("button", name="force open nats").wait_for()
+    await screen(page, f"policies-{scheme}", "#breakers")
+    await _look_up(page, order_id)
+    assert await page.evaluate("document.documentElement.scrollWidth") <= width, "long names"
+    await screen(page, f"life-{scheme}")
+    assert await _unnamed(page) == 0
+    await page.get_by_role("button", name="Sign out").click()
+    await page.get_by_role("heading", name="Sign in").wait_for()
+    await page.context.close()
     assert not faults
-
-
-async def _what_is_drawn_anew_keeps_the_focus(page: Page) -> None:
-    """Else nobody could walk through the page by keyboard while it is live."""
-    mine = page.get_by_role("button", name="let go webhooks")
-    await mine.focus()
-    drawn = await mine.element_handle()
-    await page.wait_for_function("drawn => !drawn.isConnected", arg=drawn)
-    name = "document.activeElement.getAttribute('aria-label')"
-    assert await page.evaluate(name) == "let go webhooks"
 
 
 async def _read_a_report(page: Page, scheme: str) -> None:
@@ -178,7 +166,7 @@ async def _look_up(page: Page, order_id: str) -> None:
     await page.get_by_role("link", name="Payment", exact=True).click()
     await page.get_by_label("Any ID").fill(order_id)
     await page.get_by_role("button", name="Look up").click()
-    await page.get_by_text("Payment of 1200 USD").wait_for()
+    await page.get_by_text("Payment of 12.00 USD").wait_for()
     href = await page.locator("#life dl a").first.get_attribute("href")
     assert href is not None
     assert href.startswith("https://traces.example/t/")
@@ -194,21 +182,20 @@ async def _unnamed(page: Page) -> int:
 
 
 async def test_two_people_decide_a_case_and_a_viewer_decides_nothing(
-    console: str, session: Session
+    chromium: Browser, console: str, session: Session
 ) -> None:
     faults: list[str] = []
-    async with chromium() as browser, desk_of(session) as desk:
+    async with desk_of(session) as desk:
         case = desk.break_ids[0]
-        ann = await entered(browser, console, "ann", faults)
+        ann = await entered(chromium, console, "ann", faults)
         await visit(ann, "Reconciliation")
         await ann.get_by_role("button", name=f"propose to post {case}").click()
         await ann.get_by_label("Why?").last.fill("the bank paid twice")
-        await screen(ann, "case-ask")
         await ann.keyboard.press("Enter")
         # Whoever proposed does not decide.
         await ann.get_by_text("Somebody else decides.").wait_for()
         await screen(ann, "reconciliation")
-        vera = await entered(browser, console, "vera", faults)
+        vera = await entered(chromium, console, "vera", faults)
         await visit(vera, "Reconciliation")
         await vera.get_by_text(case).first.wait_for()
         assert await vera.get_by_role("link", name="Risk", exact=True).count() == 0
@@ -216,7 +203,7 @@ async def test_two_people_decide_a_case_and_a_viewer_decides_nothing(
         await visit(vera, "Policies")
         await vera.locator("#breakers tbody tr").first.wait_for()
         assert await vera.locator("#breakers button, #levels button:visible").count() == 0
-        bob = await entered(browser, console, "bob", faults)
+        bob = await entered(chromium, console, "bob", faults)
         await visit(bob, "Reconciliation")
         await bob.get_by_role("button", name=f"approve {case}").click()
         await bob.get_by_label("Why?").last.fill("seen")
@@ -225,4 +212,36 @@ async def test_two_people_decide_a_case_and_a_viewer_decides_nothing(
         await bob.get_by_role("status").get_by_text(f"{case}: approved").wait_for()
         await visit(ann, "Audit")
         await ann.get_by_text("reconcile.approve").first.wait_for()
+    for page in (ann, bob, vera):
+        await page.context.close()
+    assert not faults
+
+
+async def test_a_review_is_decided_while_its_page_is_drawn_anew(
+    chromium: Browser, console: str, mesh: Mesh, session: Session
+) -> None:
+    faults: list[str] = []
+    async with waiting_review(mesh, session) as (request, review_id, _):
+        page = await entered(chromium, console, "ann", faults)
+        await visit(page, "Risk")
+        row = page.get_by_role("row").filter(
+            has=page.get_by_role("button", name=f"approve {review_id}")
+        )
+        await row.get_by_text("what was known").click()
+        await row.get_by_text("203.0.113.7").wait_for()
+        await screen(page, "risk")
+        mine = page.get_by_role("button", name=f"approve {review_id}")
+        await mine.focus()
+        drawn = await mine.element_handle()
+        await page.wait_for_function("drawn => !drawn.isConnected", arg=drawn)
+        # Who goes by keyboard is where he was, and what was unfolded is.
+        focused = "document.activeElement.getAttribute('aria-label')"
+        assert await page.evaluate(focused) == f"approve {review_id}"
+        assert await row.get_by_text("203.0.113.7").is_visible()
+        await page.keyboard.press("Enter")
+        await page.get_by_label("Why?").last.fill("called them")
+        await page.keyboard.press("Enter")
+        await page.get_by_role("status").get_by_text(f"{review_id}: approved").wait_for()
+        await mesh.payments.Pay(request)
+        await page.context.close()
     assert not faults

@@ -52,9 +52,9 @@ async def test_flow_is_told_by_cell_and_by_range_of_slots(browser: Visitor, mesh
 
 async def test_who_has_no_role_sees_nothing(browser: Visitor, session: Session) -> None:
     # A certificate of the mesh, of a kind that has no role at its control plane.
-    ca.issue(session.data / "tls", "carl", spiffe_id("merchant", "carl"))
-    add_account(session.data, "carl", "carl", PASSWORD)
-    assert await browser.sign_in("carl") == 200
+    ca.issue(session.data / "tls", "nora", spiffe_id("merchant", "nora"))
+    add_account(session.data, "nora", "nora", PASSWORD)
+    assert await browser.sign_in("nora") == 200
     assert (await browser.get("/api/me"))[1]["roles"] == []
     overview = (await browser.get("/api/overview"))[1]
     for part, found in overview.items():

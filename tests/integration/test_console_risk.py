@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -44,24 +46,31 @@ async def _under_review(mesh: Mesh, payer: str, shop: str) -> tuple[payments_pb2
                 assert told.reason == "RISK_UNAVAILABLE", told
 
 
-async def test_a_review_is_decided_in_the_console_and_is_part_of_the_payments_life(
-    browser: Visitor, mesh: Mesh, session: Session
-) -> None:
+@contextlib.asynccontextmanager
+async def waiting_review(
+    mesh: Mesh, session: Session
+) -> AsyncIterator[tuple[payments_pb2.PayRequest, str, str]]:
+    """A request that waits for a person, its review, and whose it is. The rules go at the end."""
     payer, shop = await opened(mesh, 1_000_000), await opened(mesh, kind=2)
     policy: dict[str, Any] = {"kind": "risk-rules", "name": "console", "reason": "a test"}
     async with session.policies() as policies:
         setting = policies_pb2.SetPolicyRequest(document=json.dumps(RULES), **policy)
         await policies.SetPolicy(setting, timeout=60)
         try:
-            request, review_id = await _under_review(mesh, payer, shop)
-            await _looked_at(browser, payer, review_id)
-            status, done = await browser.post(
-                f"/api/reviews/{review_id}/approve", {"reason": "called them"}
-            )
-            assert (status, done["state"], done["note"]) == (200, "passed", "called them")
-            payment = await mesh.payments.Pay(request)
+            yield *await _under_review(mesh, payer, shop), payer
         finally:
             await policies.DeletePolicy(policies_pb2.DeletePolicyRequest(**policy), timeout=60)
+
+
+async def test_a_review_is_decided_in_the_console_and_is_part_of_the_payments_life(
+    browser: Visitor, mesh: Mesh, session: Session
+) -> None:
+    async with waiting_review(mesh, session) as (request, review_id, payer):
+        await _looked_at(browser, payer, review_id)
+        path = f"/api/reviews/{review_id}/approve"
+        status, done = await browser.post(path, {"reason": "called them"})
+        assert (status, done["state"], done["note"]) == (200, "passed", "called them")
+        payment = await mesh.payments.Pay(request)
     records = (await browser.get("/api/audit"))[1]["records"]
     assert "review.approve" in {item["action"] for item in records[:5]}
     await browser.sign_in("vera")

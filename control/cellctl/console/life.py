@@ -15,6 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from control.cellctl.console.risk import rows_of_subject
+from control.cellctl.show import decimal_amount
 from router.ids import Kind, account_id, collection_account_id, kind_of_id, slot_of_id
 from router.tracing.rules import parse_traceparent
 
@@ -329,7 +330,11 @@ class _Search:
 
 def _step(moment: Any, what: str, row: Mapping[str, Any]) -> dict[str, Any]:
     shown = {name: _shown(value) for name, value in row.items() if name not in _HIDDEN}
-    return {"time": moment.isoformat(), "what": what, "detail": shown}
+    step = {"time": moment.isoformat(), "what": what, "detail": shown}
+    if "amount" in row and row.get("currency"):
+        # As people read it; the fields stay in minor units, as the books are.
+        step["shown"] = f"{decimal_amount(row['amount'], row['currency'])} {row['currency']}"
+    return step
 
 
 def _shown(value: Any) -> Any:

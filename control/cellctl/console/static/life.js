@@ -44,14 +44,14 @@ function risk(found) {
 
 function summary(step) {
   const d = step.detail;
-  const money = d.amount !== undefined ? `${d.amount} ${d.currency || ""}`.trim() : "";
+  const money = step.shown || "";
   if (step.what === "order") return `Order of ${money} by ${d.merchant_id} for ${d.payer_id}: ${d.state}`;
-  if (step.what === "payment") return `Payment of ${money} (${d.refunded} refunded)`;
+  if (step.what === "payment") return `Payment of ${money}${d.refunded ? `, ${d.refunded} minor units of it refunded` : ""}`;
   if (step.what === "refund") return `Refund of ${money}: ${d.state}`;
   if (step.what === "charge") return `Charge of ${money} from a card or bank account: ${d.state} ${d.reason}`;
   if (step.what === "payout") return `Payout of ${money}: ${d.state} ${d.reason}`;
   if (step.what === "attempt") return `Bank ${d.channel} asked for ${d.operation} of ${money}: ${d.state} ${d.reason}`;
-  if (step.what === "entry") return `Entry ${d.amount > 0 ? "+" : ""}${d.amount} in ${d.account_id}, balance ${d.balance_after}`;
+  if (step.what === "entry") return `Entry of ${d.amount > 0 ? "+" : ""}${d.amount} minor units in ${d.account_id}, balance ${d.balance_after}`;
   if (step.what === "event") return `Event ${d.type}${d.published ? ", published" : ", waits to be published"}`;
   if (step.what === "delivery") {
     const next = d.state === "pending" ? `, next at ${d.next_attempt_at}` : "";

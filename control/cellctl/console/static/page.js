@@ -73,6 +73,7 @@ export function figure(value, unit = "") { return value === null || value === un
 export function when(time) { return make("time", { datetime: time }, time.slice(0, 19).replace("T", " ")); }
 // Of a SPIFFE ID, what people call each other by.
 export function short(id) { return id.split("/").slice(-1)[0] || id; }
+export function day(date) { return make("time", { datetime: date }, date); }
 export function buttons(...all) { return make("span", { class: "buttons" }, ...all.filter(Boolean)); }
 
 // What is drawn anew stays as it was for who uses it: the focus, what is unfolded; not while a finger is on it, or in a field.
@@ -101,7 +102,7 @@ export function rows(table, caption, heads, lines) {
 }
 
 export function facts(object) {
-  return make("dl", {}, ...Object.entries(object).flatMap(([name, value]) => pair(name, value !== null && typeof value === "object" ? JSON.stringify(value) : value)));
+  return make("dl", { class: "pairs" }, ...Object.entries(object).flatMap(([name, value]) => pair(name, value !== null && typeof value === "object" ? JSON.stringify(value) : value)));
 }
 
 export function folded(text, ...inside) { return make("details", {}, make("summary", {}, text), ...inside); }

@@ -1,5 +1,5 @@
 // The books against the banks': days, cases that two people decide, breaks.
-import { $, button, buttons, call, can, flag, folded, make, me, redraw, rows, short, trying, when } from "./page.js";
+import { $, button, buttons, call, can, day, flag, folded, make, me, redraw, rows, short, trying, when } from "./page.js";
 
 const GOOD = { done: true, matched: null, waiting: null, quarantined: false };
 
@@ -9,18 +9,18 @@ export async function reconciliation() {
   redraw($("reconciled"), () => draw(found));
   rows($("breaks"), found.breaks.length ? `Oldest first${found.more.breaks ? ": the oldest hundred" : ""}` : "None",
     ["break", "day", "channel", "what", "amount", "state", "note"],
-    found.breaks.map((item) => [item.break_id, item.clearing_date, item.channel, `${item.break_class}, ${item.reason}`, item.shown, item.state, item.note || item.resolution || "–"]));
+    found.breaks.map((item) => [item.break_id, day(item.clearing_date), item.channel, `${item.break_class}, ${item.reason}`, item.shown, item.state, item.note || item.resolution || "–"]));
 }
 
 function draw(found) {
   rows($("runs"), found.runs.length ? "Days, the newest first" : "No day has been asked for",
     ["channel", "day", "state", "lines", "open", "cases", "adjusted", "matched later", "touched", "act"],
-    found.runs.map((run) => [run.channel, run.clearing_date,
+    found.runs.map((run) => [run.channel, day(run.clearing_date),
       make("span", {}, flag(run.state, GOOD[run.state] ?? null), run.reason ? ` ${run.reason}` : ""),
       Number(run.lines), Number(run.open), Number(run.cases), Number(run.adjusted), Number(run.matched_later), when(run.touch_time), again(run)]));
   rows($("cases"), found.cases.length ? `Breaks that people decide${found.more.cases ? ": the oldest hundred" : ""}` : "No case waits",
     ["break", "day", "channel", "what", "amount", "state", "propose, decide"],
-    found.cases.map((item) => [item.of_break.break_id, item.of_break.clearing_date, item.of_break.channel,
+    found.cases.map((item) => [item.of_break.break_id, day(item.of_break.clearing_date), item.of_break.channel,
       make("span", {}, `${item.of_break.break_class}, ${item.of_break.reason} `, sides(item.of_break)), item.of_break.shown, progress(item), acts(item)]));
 }
 
