@@ -131,6 +131,9 @@ async def test_a_browser_shows_the_mesh_to_anybody(
     assert "a has" in await page.locator("#slots-text").inner_text()
     async with traffic(mesh):
         await page.locator("#slots line.flow").nth(9).wait_for(state="attached")
+        if PICTURES:
+            # A window of figures, and not the first moments of one.
+            await page.wait_for_timeout(9_000)
         await screen(page, f"mesh-{scheme}")
     for name in PAGES:
         await visit(page, name)

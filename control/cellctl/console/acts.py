@@ -27,9 +27,8 @@ from control.cellctl.session import Session
 from control.cellctl.show import operation_document
 from router.policies.model import checked_dependency
 
-_TIMEOUT_S = 5.0
-# Of a case or a run the control plane asks the database.
-_DATABASE_TIMEOUT_S = 15.0
+# Whoever acts would rather wait than not know what became of it.
+_TIMEOUT_S = 15.0
 _LEVELS = ("0", "1", "2", "3")
 _OPERATION_CALLS = {
     "abort": ("AbortOperation", operations_pb2.AbortOperationRequest),
@@ -168,7 +167,7 @@ class Acts:
         """Asks for a run."""
         async with self._session().reconciliation(self.identity) as service:
             request = recon_pb2.RequestRunRequest(channel=channel, clearing_date=day, reason=reason)
-            return plain(await service.RequestRun(request, timeout=_DATABASE_TIMEOUT_S))
+            return plain(await service.RequestRun(request, timeout=_TIMEOUT_S))
 
     async def resolve(self, break_id: str, act: str, reason: str, cell: str) -> dict[str, Any]:
         """The maker's proposal, or the checker's decision."""
@@ -177,12 +176,12 @@ class Acts:
                 proposed = recon_pb2.ProposeResolutionRequest(
                     break_id=break_id, resolution=_PROPOSALS[act], reason=reason
                 )
-                done = await service.ProposeResolution(proposed, timeout=_DATABASE_TIMEOUT_S)
+                done = await service.ProposeResolution(proposed, timeout=_TIMEOUT_S)
             elif act in {"approve", "reject"}:
                 decided = recon_pb2.DecideCaseRequest(
                     break_id=break_id, approve=act == "approve", reason=reason
                 )
-                done = await service.DecideCase(decided, timeout=_DATABASE_TIMEOUT_S)
+                done = await service.DecideCase(decided, timeout=_TIMEOUT_S)
             else:
                 raise UnknownAct(act)
         return plain(done)
@@ -195,4 +194,4 @@ class Acts:
             review_id=review_id, approve=act == "approve", reason=reason
         )
         async with self._session().reviews(self.identity) as service:
-            return plain(await service.DecideReview(request, timeout=_DATABASE_TIMEOUT_S))
+            return plain(await service.DecideReview(request, timeout=_TIMEOUT_S))

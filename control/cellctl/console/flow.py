@@ -16,7 +16,9 @@ CALLS = "cellpay_slot_requests_total"
 DURATIONS = "cellpay_slot_request_duration_seconds_bucket"
 PAYMENTS = "cellpay_payments_total"
 ANSWERS = "cellpay_bank_answers_total"
-NAMES = (CALLS, DURATIONS, PAYMENTS, ANSWERS)
+# Every process tells it, whatever it does: that it was heard at all.
+STARTED = "process_start_time_seconds"
+NAMES = (CALLS, DURATIONS, PAYMENTS, ANSWERS, STARTED)
 # How far back rates look: what happens now, and what is seldom (a bank's answers).
 WINDOW_S = 10.0
 LONG_WINDOW_S = 60.0
@@ -65,7 +67,7 @@ def grown(before: Mapping[Series, float], after: Mapping[Series, float]) -> dict
     processes = {series.label("process") for series in before}
     found = {}
     for series, value in after.items():
-        if series.label("process") in processes:
+        if series.name != STARTED and series.label("process") in processes:
             old = before.get(series, 0.0)
             found[series] = value - old if value >= old else value
     return found

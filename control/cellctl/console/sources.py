@@ -24,7 +24,7 @@ from control.cellctl.session import Session
 from control.cellctl.show import decimal_amount, operation_document
 from control.cellctl.status import status_document
 
-_TIMEOUT_S = 5.0
+_TIMEOUT_S = 10.0
 # Of runs and cases the control plane asks the database.
 _DATABASE_TIMEOUT_S = 15.0
 _PAGE = 100
@@ -57,15 +57,16 @@ class Sources:
     async def overview(self) -> dict[str, Any]:
         """All that the first page shows; parts that cannot be had say why."""
         parts: dict[str, Callable[[], Awaitable[Any]]] = {
-            "mesh": self.mesh,
-            "flow": self.flow,
             "operations": self.operations,
             "approvals": self.approvals,
             "failover": self.failover_policy,
             "drills": self.drills,
         }
-        found = await asyncio.gather(*(self._part(fetch) for fetch in parts.values()))
-        return dict(zip(parts, found, strict=True))
+        seen, *found = await asyncio.gather(
+            self._part(self._mesh_and_flow), *(self._part(fetch) for fetch in parts.values())
+        )
+        both = {"mesh": seen, "flow": seen} if "error" in seen else seen
+        return {**both, **dict(zip(parts, found, strict=True))}
 
     async def _part(self, fetch: Callable[[], Awaitable[Any]]) -> Any:
         try:
@@ -75,19 +76,17 @@ class Sources:
         except OSError as error:
             return {"error": str(error)}
 
-    async def mesh(self) -> dict[str, Any]:
-        """Processes are shown while every controller is away too: that is when they are needed."""
+    async def _mesh_and_flow(self) -> dict[str, Any]:
+        """Both come by other ways than the control API, so who may not read is refused here.
+        Processes are shown while every controller is away too: that is when they are needed."""
         try:
             await self.who()
+            flow = await self.meter.flow()
         except grpc.aio.AioRpcError as error:
             if error.code() in _NOT_FOR_YOU:
                 raise
-        return await status_document(self.data)
-
-    async def flow(self) -> dict[str, Any]:
-        """Cells tell it to everybody on their network; here only to who may read."""
-        await self.who()
-        return await self.meter.flow()
+            flow = {"error": f"{error.code().name}: {error.details()}"}
+        return {"mesh": await self._part(lambda: status_document(self.data)), "flow": flow}
 
     async def operations(self) -> list[dict[str, Any]]:
         async with self._session().control(self.identity) as control:

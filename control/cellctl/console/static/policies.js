@@ -65,9 +65,10 @@ function breakerButtons(dependency, cells, after) {
 export async function channels() {
   const found = await call("/api/channels");
   const place = $("channels");
-  redraw(place, () => place.replaceChildren(...found.channels.map((item) => channel(item, found.cells))));
-  if (!found.channels.length) place.append(make("p", {}, "No channel is known: none is configured, or none was asked yet."));
-  if (found.error) place.append(make("p", { class: "trouble" }, `Reconciliation: ${found.error}`));
+  redraw(place, () => place.replaceChildren(
+    found.channels.length ? "" : make("p", {}, "No channel is known: none is configured, or none was asked yet."),
+    found.error ? make("p", { class: "trouble" }, `Reconciliation: ${found.error}`) : "",
+    ...found.channels.map((item) => channel(item, found.cells))));
 }
 
 function channel(item, cells) {
