@@ -255,13 +255,15 @@ def stop(signals: Mapping[Identity, int], grace_s: float) -> None:
 def wait_gone(identities: Iterable[Identity], wait_s: float) -> Sequence[Identity]:
     """Those that are still alive after the wait."""
     deadline = time.monotonic() + wait_s
-    left = [item for item in identities if is_alive(item)]
+    asked = list(identities)
+    left = [item for item in asked if is_alive(item)]
     while left and time.monotonic() < deadline:
         time.sleep(_POLL_S)
         left = [item for item in left if is_alive(item)]
-    for pid in [pid for pid, child in _children.items() if child.poll() is not None]:
-        if all(item.pid != pid for item in left):
-            _children.pop(pid)
+    # Only these: another that has ended meanwhile is still to be asked for its exit code.
+    for item in asked:
+        if item not in left:
+            _children.pop(item.pid, None)
     return left
 
 
