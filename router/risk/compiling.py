@@ -6,14 +6,21 @@ Pure, but for `breathe`, which is called between two pieces of work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from router.risk.expressions import Compiled, compile_expression
+from router.risk.expressions import Compiled, compile_expression, variable
 from router.risk.facts import Type, Value
+from router.risk.guards import Needs, Signature, python_of, signature, together
 
 InList = Callable[[str, str], bool]
 Function = Callable[[Mapping[str, Value], InList], list[int]]
+
+# One function of all rules would take Python's compiler minutes, and it does not let go of the
+# interpreter meanwhile; of so many it takes a few milliseconds.
+RULES_A_FUNCTION = 64
+# Rules that need the same facts and are fewer have no function of their own.
+_RARE = 16
 
 
 class Compiling:
@@ -52,6 +59,14 @@ class Compiling:
             self._breathe()
         return function
 
+    def matcher(self, compiled: Sequence[Compiled]) -> Function:
+        """As `function`, of as many as there are: it evaluates those that may match."""
+        parts: list[tuple[Needs, Sequence[int], Function]] = []
+        for places in _parted(compiled):
+            part = [compiled[place] for place in places]
+            parts.append((together([item.needs for item in part]), places, self.function(part)))
+        return _matcher_of(parts)
+
     @property
     def size(self) -> int:
         """Expressions that are kept."""
@@ -78,3 +93,39 @@ def function_of(compiled: Sequence[Compiled]) -> Function:
     exec(compile("\n".join(lines), "<rules>", "exec"), scope)
     function: Function = scope["evaluate"]
     return function
+
+
+def _parted(compiled: Sequence[Compiled]) -> Iterator[Sequence[int]]:
+    """The places of rules that share a function. What few others are like goes together with its
+    neighbours, so that there are never many functions to look at."""
+    alike: dict[Signature, list[int]] = {}
+    for place, item in enumerate(compiled):
+        alike.setdefault(signature(item.needs), []).append(place)
+    rare: list[int] = []
+    for _, places in sorted(alike.items(), key=lambda item: item[0] or ()):
+        if len(places) < _RARE:
+            rare += places
+            continue
+        for start in range(0, len(places), RULES_A_FUNCTION):
+            yield places[start : start + RULES_A_FUNCTION]
+    for start in range(0, len(rare), RULES_A_FUNCTION):
+        yield rare[start : start + RULES_A_FUNCTION]
+
+
+def _matcher_of(parts: Sequence[tuple[Needs, Sequence[int], Function]]) -> Function:
+    """Looks at what each part needs, calls those that may match, and puts places in order."""
+    facts = sorted({need.fact for needs, _, _ in parts for need in needs or ()})
+    variables = {fact: variable(fact) for fact in facts}
+    scope: dict[str, Any] = {}
+    lines = ["def match(facts, in_list):"]
+    lines += [f"    {name} = facts[{fact!r}]" for fact, name in variables.items()]
+    lines.append("    found = []")
+    for number, (needs, places, function) in enumerate(parts):
+        scope[f"part{number}"] = function
+        scope[f"places{number}"] = places.__getitem__
+        lines.append(f"    if {python_of(needs, variables)}:")
+        lines.append(f"        found.extend(map(places{number}, part{number}(facts, in_list)))")
+    lines += ["    found.sort()", "    return found"]
+    exec(compile("\n".join(lines), "<matcher>", "exec"), scope)
+    matcher: Function = scope["match"]
+    return matcher

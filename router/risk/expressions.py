@@ -23,6 +23,7 @@ from celpy.celparser import CELParseError
 from celpy.evaluation import celstr
 
 from router.risk.facts import Type
+from router.risk.guards import Need, Needs, Sort, both, either
 
 SOURCE_MAX = 8192
 # Python's own parser nests to about a hundred parentheses.
@@ -36,6 +37,15 @@ _RELATIONS = {
     "relation_ge": ">=",
     "relation_eq": "==",
     "relation_ne": "!=",
+}
+# The same said from the other side.
+_TURNED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
+_SORTS = {
+    "<": Sort.AT_MOST,
+    "<=": Sort.AT_MOST,
+    ">": Sort.AT_LEAST,
+    ">=": Sort.AT_LEAST,
+    "==": Sort.EQUAL,
 }
 _ARITHMETIC = {
     "addition_add": "+",
@@ -71,6 +81,10 @@ class _Code(NamedTuple):
     python: str
     # Of a literal only: a divisor must be one.
     literal: Any = None
+    # Of a fact by itself: its name.
+    fact: str = ""
+    # Of what is true or false: one of these must hold for it to be true.
+    needs: Needs = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,8 @@ class Compiled:
     # Lists of values that it asks by `in_list`.
     lists: frozenset[str]
     constants: Mapping[str, Any] = field(default_factory=dict)
+    # One of these must hold for it to be true; None: nothing is known.
+    needs: Needs = None
 
 
 def variable(name: str) -> str:
@@ -103,7 +119,9 @@ def compile_expression(
     code = compiler.compile(_parse(source))
     if code.type != Type.BOOL:
         raise BadExpression(f"a rule is true or false; this is {_article(code.type)}", 1, 1)
-    return Compiled(code.python, compiler.names, frozenset(compiler.asked), compiler.constants)
+    return Compiled(
+        code.python, compiler.names, frozenset(compiler.asked), compiler.constants, code.needs
+    )
 
 
 def _parse(source: str) -> lark.Tree[Any]:
@@ -176,7 +194,9 @@ class _Compiler:
         for code, child in zip(codes, children, strict=True):
             if code.type != Type.BOOL:
                 raise _bad(f"{spelt} joins true or false, not {_article(code.type)}", child)
-        return _Code(Type.BOOL, f"({f' {operator} '.join(code.python for code in codes)})")
+        needs = (both if operator == "and" else either)(code.needs for code in codes)
+        python = f" {operator} ".join(code.python for code in codes)
+        return _Code(Type.BOOL, f"({python})", needs=needs)
 
     def _relation(self, tree: Any) -> _Code:
         operation, right_tree = tree.children
@@ -192,7 +212,8 @@ class _Compiler:
         operator = _RELATIONS[operation.data]
         if left.type == Type.BOOL and operator not in {"==", "!="}:
             raise _bad("true and false have no order", tree)
-        return _Code(Type.BOOL, f"({left.python} {operator} {right.python})")
+        needs = _needs(left, operator, right) or _needs(right, _TURNED[operator], left)
+        return _Code(Type.BOOL, f"({left.python} {operator} {right.python})", needs=needs)
 
     def _in(self, left: _Code, left_tree: Any, right_tree: Any) -> _Code:
         inner = right_tree
@@ -210,8 +231,12 @@ class _Compiler:
                 raise _bad(f"the list holds {_article(code.type)}, not {left.type}", item)
         if left.literal is not None:
             raise _bad("a literal is in a list or is not: no rule is needed", left_tree)
-        name = self._constant(frozenset(code.literal for code in codes))
-        return _Code(Type.BOOL, f"({left.python} in {name})")
+        values = frozenset(code.literal for code in codes)
+        name = self._constant(values)
+        needs = None
+        if left.fact:
+            needs = frozenset({Need(Sort.EQUAL, left.fact, tuple(sorted(values)))})
+        return _Code(Type.BOOL, f"({left.python} in {name})", needs=needs)
 
     def _arithmetic(self, tree: Any) -> _Code:
         operation, right_tree = tree.children
@@ -278,7 +303,7 @@ class _Compiler:
             near = _nearest(name, self._types)
             raise _bad(f"{name} is unknown{f'; is it {near}?' if near else ''}", tree)
         self.names[name] = variable(name)
-        return _Code(kind, variable(name))
+        return _Code(kind, variable(name), fact=name)
 
     def _method(self, tree: Any) -> _Code:
         receiver_tree, method, *rest = tree.children
@@ -292,7 +317,10 @@ class _Compiler:
         self._require(argument, Type.STRING, arguments[0])
         if method != "matches":
             form = _STRING_METHODS[method]
-            return _Code(Type.BOOL, form.format(receiver.python, argument.python))
+            needs = None
+            if method == "startsWith" and receiver.fact and argument.literal is not None:
+                needs = frozenset({Need(Sort.PREFIX, receiver.fact, (argument.literal,))})
+            return _Code(Type.BOOL, form.format(receiver.python, argument.python), needs=needs)
         if argument.literal is None:
             raise _bad("a pattern is a literal", arguments[0])
         try:
@@ -343,6 +371,18 @@ class _Compiler:
         name = f"{self._prefix}{len(self.constants)}"
         self.constants[name] = value
         return name
+
+
+def _needs(left: _Code, operator: str, right: _Code) -> Needs:
+    """Of a fact that is compared with a literal."""
+    if not left.fact or right.literal is None or operator not in _SORTS:
+        return None
+    bound = right.literal
+    if operator in "<>" and left.type == right.type == Type.INT:
+        bound += 1 if operator == ">" else -1
+    if left.type == Type.STRING and operator != "==":
+        return None
+    return frozenset({Need(_SORTS[operator], left.fact, (bound,))})
 
 
 def _chain(tree: Any) -> list[Any]:

@@ -20,10 +20,6 @@ from router.risk.model import (
     Source,
 )
 
-# One function of all rules would take Python's compiler minutes, and it does not let go of the
-# interpreter meanwhile; of so many it takes a few milliseconds.
-_RULES_A_FUNCTION = 64
-
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -139,10 +135,7 @@ class Rules:
         self.names = frozenset(rule.name for rule in self._rules)
         self.changes_at = _next_change(document, now)
         compiled = [compiling.expression(rule.when, types, lists) for rule in self._rules]
-        self._functions = [
-            (start, compiling.function(compiled[start : start + _RULES_A_FUNCTION]))
-            for start in range(0, len(compiled), _RULES_A_FUNCTION)
-        ]
+        self._match = compiling.matcher(compiled)
         self.features = frozenset(name for item in compiled for name in item.names)
         # Of each rule: what it asks, and instead of what it stands.
         self._asks = {
@@ -161,11 +154,7 @@ class Rules:
         without: frozenset[str] = frozenset(),
     ) -> Decision:
         """What the rules say. `facts` has a value for every name of the schema."""
-        matched = [
-            self._rules[start + place]
-            for start, function in self._functions
-            for place in function(facts, in_list)
-        ]
+        matched = [self._rules[place] for place in self._match(facts, in_list)]
         if matched and (without or self._has_conservative):
             matched = [rule for rule in matched if self._counts(rule, without)]
         if not matched:

@@ -197,3 +197,26 @@ def test_patterns_take_linear_time_and_lists_are_asked() -> None:
     assert not _evaluate('device.id.matches("^(a+)+$")', {"device.id": "a" * 40 + "b"})
     assert _evaluate('in_list("stolen", device.id)', {"device.id": "a"})
     assert not _evaluate('in_list("stolen", device.id)', {"device.id": "b"})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    bounds=st.lists(INTS, min_size=1, max_size=120),
+    others=st.lists(_bools(2), max_size=20),
+    facts=FACTS,
+)
+def test_rules_match_together_as_they_do_alone(
+    bounds: list[int], others: list[str], facts: dict[str, Value]
+) -> None:
+    """Which rules are evaluated is chosen by what they need: none is left out, none moves."""
+    shapes = ("amount > {0}", "f.sum_1h <= {0}.5 || {0} < user.age", 'currency == "a{0}"',
+              'device.id.startsWith("a") && amount >= {0}')  # fmt: skip
+    whens = [shapes[at % len(shapes)].format(abs(bound)) for at, bound in enumerate(bounds)]
+    whens += others
+    document = RuleSet(
+        tuple(Rule(f"r{at}", when, Action.DENY, "ONE") for at, when in enumerate(whens))
+    )
+    rules = Rules(document, TYPES, LISTS, version=1, now=datetime(2026, 1, 1, tzinfo=UTC))
+    decision = rules.decide(complete(facts, TYPES), lambda _list, _value: False)
+    alone = [f"r{at}" for at, when in enumerate(whens) if _evaluate(when, facts)]
+    assert [hit.rule for hit in decision.hits] == alone
