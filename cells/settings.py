@@ -146,6 +146,10 @@ class RiskSettings:
     batch_size_max: int = 64
     groups_max: int = 2
     queue_max: int = 4096
+    # While requests keep coming, a group grows for so long at the most, as a lane's does; a lone
+    # one does not wait. What a group costs whatever it holds is most of what small groups cost.
+    gather_max_s: float = 0.004
+    gather_step_s: float = 0.002
     # A challenge is open for so long, and once passed waits so long for its request.
     challenge_ttl_s: int = 300
     passed_ttl_s: int = 300

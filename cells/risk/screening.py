@@ -127,6 +127,8 @@ class Screening:
         self._timeout_s = settings.screening_timeout_ms / 1000
         self._queue: deque[_Pending] = deque()
         self._filled = asyncio.Event()
+        # One group gathers at a time: two would share what makes one of them large.
+        self._gathering = asyncio.Lock()
         self.figures = Figures()
 
     async def submit(self, command: Command, asked: Asked, context: Any) -> Outcome:
@@ -230,8 +232,10 @@ class Screening:
 
     async def run_one(self, reader: RiskReader) -> None:
         """Takes and judges the next group."""
-        await self._filled.wait()
-        group = self._take()
+        async with self._gathering:
+            await self._filled.wait()
+            await self._gather()
+            group = self._take()
         if not group:
             return
         try:
@@ -243,6 +247,17 @@ class Screening:
             log.warning("risk cannot judge", error=type(error).__name__, requests=len(group))
         for pending in group:
             pending.fail()
+
+    async def _gather(self) -> None:
+        """As a lane's (`cells.ledger.worker`): lets a group grow while requests keep coming."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._settings.gather_max_s
+        seen = 1
+        while seen < (waiting := len(self._queue)) < self._settings.batch_size_max:
+            if loop.time() >= until:
+                return
+            seen = waiting
+            await asyncio.sleep(self._settings.gather_step_s)
 
     def _take(self) -> list[_Pending]:
         group: list[_Pending] = []
