@@ -22,15 +22,17 @@ import structlog
 from cells.cancellation import go_on_unless_cancelled
 from cells.outbox.stream import connect_jetstream
 from cells.risk.layout import State
-from cells.risk.reading import Message, RecordReader, is_end
+from cells.risk.reading import Message, MessageReader, is_end
 from cells.risk.stream import RECORDS_A_MESSAGE_MAX, ensure_stream
 from cells.risk.windows import SLACK_MS, Plan
 from cells.risk.writer import FeatureWriter, new_state
 from router.client.tls import TlsFiles
 from router.risk.features import FeatureSet, Observation
-from router.risk.record import STREAM
+from router.risk.record import STREAM, observations
 
 log = structlog.get_logger(__name__)
+
+_Reader = MessageReader[Observation]
 
 _FETCH_WAIT_S = 0.5
 # While there is something to fill.
@@ -77,7 +79,8 @@ class Consumer:
                 try:
                     async with connect_jetstream(self._nats_url, name, self._nats_tls) as stream:
                         await ensure_stream(stream)
-                        live, filling = RecordReader(stream), RecordReader(stream)
+                        live = MessageReader(stream, observations)
+                        filling = MessageReader(stream, observations)
                         await self._look_at(stream)
                         while True:
                             go_on_unless_cancelled()
@@ -92,7 +95,7 @@ class Consumer:
         finally:
             await self._writer.close()
 
-    async def _turn(self, stream: Any, live: RecordReader, filling: RecordReader) -> None:
+    async def _turn(self, stream: Any, live: _Reader, filling: _Reader) -> None:
         """What is next of those that have come furthest, and of those that are furthest behind."""
         plan = self._plan_of_the_day()
         if not plan.unique.features:
@@ -127,7 +130,7 @@ class Consumer:
         self,
         plan: Plan,
         states: Mapping[bytes, State],
-        messages: Sequence[Message],
+        messages: Sequence[Message[Observation]],
         *,
         is_live: bool = True,
     ) -> None:
@@ -137,7 +140,7 @@ class Consumer:
         for number, message in enumerate(messages):
             seen += _observations(message)
             following = messages[number + 1] if number + 1 < len(messages) else None
-            if following and len(seen) + len(following.records) <= RECORDS_A_MESSAGE_MAX:
+            if following and len(seen) + len(following.items) <= RECORDS_A_MESSAGE_MAX:
                 continue
             age_ms = _age_ms(message) if is_live else None
             moved = await self._move(plan, held, message.position, seen, age_ms)
@@ -189,7 +192,7 @@ class Consumer:
         return self._plan
 
 
-def _age_ms(message: Message) -> int:
+def _age_ms(message: Message[Observation]) -> int:
     """How old all that is known is, once this is counted."""
     return max(0, time.time_ns() // 1_000_000 - message.stored_ms) if message.behind else 0
 
@@ -209,11 +212,11 @@ def _at(plan: Plan, positions: Mapping[bytes, int], position: int) -> Plan:
     )
 
 
-def _observations(message: Message) -> list[Observation]:
+def _observations(message: Message[Observation]) -> list[Observation]:
     """Without what is dated amiss: what came from the future would end what is known."""
     latest = message.stored_ms + SLACK_MS
-    seen = [item.observation for item in message.records if item.observation.at_ms <= latest]
-    if len(seen) < len(message.records):
-        count = len(message.records) - len(seen)
+    seen = [item for item in message.items if item.at_ms <= latest]
+    if len(seen) < len(message.items):
+        count = len(message.items) - len(seen)
         log.error("decisions from the future are left out", count=count, position=message.position)
     return seen

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
@@ -21,26 +21,31 @@ _INACTIVE_S = 60.0
 _WAIT_S = 2.0
 
 
-class Message(NamedTuple):
+Item = TypeVar("Item")
+
+
+class Message(NamedTuple, Generic[Item]):
     position: int
     stored_ms: int
     # Messages behind it, when it was sent.
     behind: int
     # None of a message that is not ours.
-    records: Sequence[Record]
+    items: Sequence[Item]
 
 
-class RecordReader:
+class MessageReader(Generic[Item]):
     """Messages after a position, in order. It keeps no state that would have to be kept."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, read: Callable[[bytes], Sequence[Item]]) -> None:
+        """`read`: what of a message is wanted; raises ValueError for what is not ours."""
         self._stream = stream
+        self._read = read
         self._subscription: Any = None
         # The consumer's own count, which has no holes unless a message was lost on the way.
         self._taken = 0
         self._position = -1
 
-    async def after(self, position: int, wait_s: float) -> list[Message]:
+    async def after(self, position: int, wait_s: float) -> list[Message[Item]]:
         """Some; none when there are none within this time."""
         if self._subscription is None or position != self._position:
             await self._open(position)
@@ -49,7 +54,7 @@ class RecordReader:
         except TimeoutError:
             go_on_unless_cancelled()
             return []
-        found: list[Message] = []
+        found: list[Message[Item]] = []
         for message in messages:
             metadata = message.metadata
             if metadata.sequence.consumer != self._taken + 1:
@@ -58,7 +63,7 @@ class RecordReader:
                 break
             self._taken += 1
             self._position = metadata.sequence.stream
-            found.append(_message(message))
+            found.append(self._message(message))
         return found
 
     async def _open(self, position: int) -> None:
@@ -77,6 +82,17 @@ class RecordReader:
         )
         self._taken, self._position = 0, position
 
+    def _message(self, message: Any) -> Message[Item]:
+        metadata = message.metadata
+        position = int(metadata.sequence.stream)
+        found: Sequence[Item] = ()
+        try:
+            found = self._read(message.data)
+        except ValueError:
+            log.error("a message holds no records of ours; it is left out", position=position)
+        stored_ms = int(metadata.timestamp.timestamp() * 1000)
+        return Message(position, stored_ms, int(metadata.num_pending), found)
+
     async def close(self) -> None:
         if self._subscription is not None:
             subscription, self._subscription = self._subscription, None
@@ -86,7 +102,7 @@ class RecordReader:
 async def records(stream: Any) -> AsyncIterator[Record]:
     """All that the stream holds when this begins, oldest first."""
     await ensure_stream(stream)
-    reader = RecordReader(stream)
+    reader = MessageReader(stream, decode)
     last, position = int((await stream.stream_info(STREAM)).state.last_seq), 0
     while position < last:
         messages = await reader.after(position, _WAIT_S)
@@ -94,7 +110,7 @@ async def records(stream: Any) -> AsyncIterator[Record]:
             break
         for message in messages:
             position = message.position
-            for record in message.records:
+            for record in message.items:
                 yield record
     await reader.close()
 
@@ -106,15 +122,3 @@ async def is_end(stream: Any, position: int) -> bool:
     except NotFoundError:
         return True
     return False
-
-
-def _message(message: Any) -> Message:
-    metadata = message.metadata
-    position = int(metadata.sequence.stream)
-    found: Sequence[Record] = ()
-    try:
-        found = decode(message.data)
-    except ValueError:
-        log.error("a message holds no records of ours; it is left out", position=position)
-    stored_ms = int(metadata.timestamp.timestamp() * 1000)
-    return Message(position, stored_ms, int(metadata.num_pending), found)

@@ -24,12 +24,12 @@ from cells.risk.layout import (
     PREFIX,
     STATE_BYTES,
     STREAM_KEY,
+    Packing,
     State,
-    pack_additions,
     pack_features,
 )
 from cells.risk.windows import Plan
-from router.risk.features import Observation, additions
+from router.risk.features import FeatureSet, Observation
 
 log = structlog.get_logger(__name__)
 
@@ -42,21 +42,35 @@ _SCAN_COUNT = 1000
 # how long ago the last message was stored that is applied then (-1: says nothing), members that a
 # bucket holds by themselves. Answers whether it was done.
 _APPLY = """
-local features, at, n = {}, 1, 0
+local features, salted, ids, states, at, n = {}, {}, {}, {}, 1, 0
 while at <= #ARGV[1] do
   local id, by, distinct, length, buckets, slack, after = struct.unpack('<c8BBdI2I2', ARGV[1], at)
-  local believed = string.sub(ARGV[2], n * 17 + 1, n * 17 + 17)
-  local held = redis.call('HGET', KEYS[1], id) or string.rep('\\0', 17)
-  if held ~= believed then return 0 end
+  local state = string.sub(ARGV[3], n * 17 + 1, n * 17 + 17)
   n = n + 1
-  features[n] = {id = id, distinct = distinct == 1, length = length, buckets = buckets,
-    slack = slack, then_ = string.sub(ARGV[3], n * 17 - 16, n * 17)}
-  features[n].prefix = '{risk}:' .. string.sub(features[n].then_, 1, 8)
+  ids[n] = id
+  states[n * 2 - 1], states[n * 2] = id, state
+  local salt = string.sub(state, 1, 8)
+  features[n] = {distinct = distinct == 1, length = length, buckets = buckets, slack = slack,
+    salt = salt, prefix = '{risk}:' .. salt}
+  salted[salt] = true
   at = after
+end
+for i, held in ipairs(redis.call('HMGET', KEYS[1], unpack(ids))) do
+  local believed = string.sub(ARGV[2], i * 17 - 16, i * 17)
+  if (held or string.rep('\\0', 17)) ~= believed then return 0 end
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function ends(f, bucket) return (bucket + f.buckets) * f.length + 60000 end
+local all
+local function is_known(salt)
+  if salted[salt] then return true end
+  if not all then
+    all = {}
+    for _, raw in ipairs(redis.call('HVALS', KEYS[1])) do all[string.sub(raw, 1, 8)] = true end
+  end
+  return all[salt]
+end
 local function parsed(f, raw)
   local found, newest, p = {}, -1, 1
   while p <= #raw do
@@ -94,7 +108,7 @@ local function add_member(f, key, found, bucket, member)
   redis.call('PFADD', log, member)
   redis.call('PEXPIREAT', log, string.format('%.0f', ends(f, bucket)))
 end
-local function keep(f, key, found, newest)
+local function kept(f, found, newest)
   local oldest, parts = newest - f.buckets + 1 - f.slack, {}
   for bucket, value in pairs(found) do
     if bucket >= oldest and f.distinct then
@@ -106,15 +120,11 @@ local function keep(f, key, found, newest)
       parts[#parts + 1] = struct.pack('<I4d', bucket, value)
     end
   end
-  redis.call('SET', key, table.concat(parts), 'PXAT', string.format('%.0f', ends(f, newest)))
+  return table.concat(parts)
 end
 local items, at = ARGV[4], 1
-while at <= #items do
-  local number, entity, count
-  number, entity, count, at = struct.unpack('<I2c16I2', items, at)
-  local f = features[number + 1]
-  local key = f.prefix .. entity
-  local found, newest = parsed(f, redis.call('GET', key) or '')
+local function one(f, raw, entity, count)
+  local key, found, newest = f.prefix .. entity, parsed(f, raw)
   for _ = 1, count do
     local bucket, value, member
     if f.distinct then
@@ -131,9 +141,43 @@ while at <= #items do
       if newest < bucket then newest = bucket end
     end
   end
-  if newest >= 0 and ends(f, newest) > now then keep(f, key, found, newest) end
+  if newest >= 0 and ends(f, newest) > now then return kept(f, found, newest), ends(f, newest) end
 end
-for _, f in ipairs(features) do redis.call('HSET', KEYS[1], f.id, f.then_) end
+while at <= #items do
+  local kind, entity, count
+  kind, entity, count, at = struct.unpack('<Bc16B', items, at)
+  local key = '{risk}=' .. string.char(kind) .. entity
+  local raw = redis.call('GET', key) or ''
+  local sections, order, last, p = {}, {}, 0, 1
+  if #raw > 0 then last, p = struct.unpack('<d', raw, 1) end
+  while p <= #raw do
+    local salt, length, after = struct.unpack('<c8I2', raw, p)
+    p = after + length
+    if is_known(salt) then
+      order[#order + 1], sections[salt] = salt, string.sub(raw, after, p - 1)
+    end
+  end
+  for _ = 1, count do
+    local number, additions
+    number, additions, at = struct.unpack('<I2I2', items, at)
+    local f = features[number + 1]
+    local then_, until_ = one(f, sections[f.salt] or '', entity, additions)
+    if then_ then
+      if not sections[f.salt] then order[#order + 1] = f.salt end
+      sections[f.salt] = then_
+      if until_ > last then last = until_ end
+    end
+  end
+  if last > now then
+    local parts = {struct.pack('<d', last)}
+    for _, salt in ipairs(order) do
+      parts[#parts + 1] = salt .. struct.pack('<I2', #sections[salt])
+      parts[#parts + 1] = sections[salt]
+    end
+    redis.call('SET', key, table.concat(parts), 'PXAT', string.format('%.0f', last))
+  end
+end
+redis.call('HSET', KEYS[1], unpack(states))
 if tonumber(ARGV[5]) >= 0 then
   redis.call('HSET', KEYS[2], 'beat', string.format('%.0f', now - tonumber(ARGV[5])))
 end
@@ -182,6 +226,7 @@ class FeatureWriter:
             socket_connect_timeout=_CALL_WAIT_S,
             retry=Retry(NoBackoff(), 0),
         )
+        self._packing = Packing(Plan.of(FeatureSet()))
 
     async def states(self, plan: Plan) -> Mapping[bytes, State]:
         """Of the features that have one, by identity."""
@@ -219,7 +264,7 @@ class FeatureWriter:
             pack_features(unique, plan.identities),
             b"".join(held),
             b"".join(then[item].pack() for item in order),
-            pack_additions(plan, (part for item in seen for part in additions(plan.unique, item))),
+            self._packing_of(plan).pack(seen),
             -1 if age_ms is None else age_ms,
             MEMBERS_MAX,
         )
@@ -228,6 +273,11 @@ class FeatureWriter:
         except NoScriptError:
             done = await self._redis.eval(_APPLY, *arguments)
         return bool(done)
+
+    def _packing_of(self, plan: Plan) -> Packing:
+        if self._packing.plan is not plan:
+            self._packing = Packing(plan)
+        return self._packing
 
     async def adopt(self, created: str, last: int) -> bool:
         """Which stream the positions are of; True when they were another's, or of messages that it

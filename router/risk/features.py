@@ -125,7 +125,7 @@ def additions(document: FeatureSet, seen: Observation) -> Iterator[Addition]:
     """All that an observation adds."""
     for feature in document.features:
         key = value_of(seen, feature.by)
-        if not key or not _counts(feature, seen):
+        if not key or not counts(feature, seen.operation, seen.action, seen.currency):
             continue
         bucket = seen.at_ms // feature.bucket_ms
         if feature.aggregate == Aggregate.DISTINCT:
@@ -147,9 +147,10 @@ def value_of(seen: Observation, entity: Entity) -> str:
     return str(getattr(seen, entity.value))
 
 
-def _counts(feature: Feature, seen: Observation) -> bool:
+def counts(feature: Feature, operation: str, action: str, currency: str) -> bool:
+    """Whether such an observation counts for a feature."""
     return (
-        (not feature.operations or seen.operation in feature.operations)
-        and (not feature.actions or seen.action in feature.actions)
-        and feature.currency in {"", seen.currency}
+        (not feature.operations or operation in feature.operations)
+        and (not feature.actions or action in feature.actions)
+        and feature.currency in {"", currency}
     )

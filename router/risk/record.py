@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pydantic import TypeAdapter
+import msgspec
 
 from router.risk.facts import Value
 from router.risk.features import Observation
@@ -41,13 +41,35 @@ class Record(NamedTuple):
     shadow_scores: tuple[tuple[str, float], ...] = ()
 
 
-_RECORDS = TypeAdapter(list[Record])
+class _Seen(msgspec.Struct, array_like=True):
+    """A record as far as features need it; what stands behind is not even made."""
+
+    decision_id: str
+    observation: Observation
+
+
+_ENCODER = msgspec.json.Encoder()
+_RECORDS = msgspec.json.Decoder(list[Record])
+_SEEN = msgspec.json.Decoder(list[_Seen])
 
 
 def encode(records: Sequence[Record]) -> bytes:
-    return _RECORDS.dump_json(list(records))
+    """Raises ValueError for text that is no Unicode."""
+    return _ENCODER.encode(records)
 
 
 def decode(data: bytes) -> list[Record]:
     """Raises ValueError for what is no array of records."""
-    return _RECORDS.validate_json(data)
+    try:
+        return _RECORDS.decode(data)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"no array of records: {error}") from error
+
+
+def observations(data: bytes) -> list[Observation]:
+    """Of an array of records, for who counts. Raises ValueError as `decode` does, though facts are
+    not looked at."""
+    try:
+        return [item.observation for item in _SEEN.decode(data)]
+    except msgspec.DecodeError as error:
+        raise ValueError(f"no array of records: {error}") from error
