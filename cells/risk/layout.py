@@ -48,7 +48,9 @@ _ITEM = struct.Struct("<B16sB")
 _ADDED = struct.Struct("<HH")
 _SUM = struct.Struct("<Id")
 _MEMBER = struct.Struct("<I8s")
-_MEMBER_BYTES = 8
+_ONE_SUM = struct.Struct("<HHId")
+# Of a member's digest, eight bytes.
+_ONE_MEMBER = struct.Struct("<HHI8s")
 # Combinations of operation, action and currency: some dozens.
 _KNOWN_MAX = 1000
 # A bucket with more members becomes a HyperLogLog. Which it is depends on its members alone, not on
@@ -163,13 +165,23 @@ class Packing:
     ) -> Iterator[bytes]:
         unique = self.plan.unique.features
         for number, found in features.items():
+            is_distinct = unique[number].aggregate == Aggregate.DISTINCT
+            if len(found) == 1:
+                # Nearly always: it is what happened just now.
+                ((place, total),) = found.items()
+                if is_distinct:
+                    bucket, member = place
+                    yield _ONE_MEMBER.pack(number, 1, bucket, digests[member])
+                else:
+                    yield _ONE_SUM.pack(number, 1, place, counted(total))
+                continue
             yield _ADDED.pack(number, len(found))
-            if unique[number].aggregate == Aggregate.DISTINCT:
+            if is_distinct:
                 for bucket, member in found:
-                    yield _MEMBER.pack(bucket, digests[member][:_MEMBER_BYTES])
+                    yield _MEMBER.pack(bucket, digests[member])
             else:
                 for bucket, total in found.items():
-                    yield _SUM.pack(bucket, float(counted(total)))
+                    yield _SUM.pack(bucket, counted(total))
 
     def _parts_of(
         self, operation: str, action: str, currency: str
