@@ -29,7 +29,7 @@ from cells.risk.lookups import AccountFacts, Found, known_state
 from cells.settings import RiskSettings
 from router.ids import Kind, account_id
 from router.minting import mint_now
-from router.risk.facts import FEATURE_PREFIX, NO_SCORE, SCORE, Value
+from router.risk.facts import NO_SCORE, SCORE, Value
 from router.risk.features import Observation
 from router.risk.model import Action, Decision
 from router.risk.record import Record
@@ -99,14 +99,15 @@ def facts_of(
     judged: Judged,
     account: AccountFacts | None,
     payee: AccountFacts | None,
-    features: Mapping[str, int],
-    nothing: Mapping[str, Value],
+    features: Mapping[str, Value],
 ) -> dict[str, Value]:
-    """All that is known, over what has a value anyway (`nothing`, `complete` of no facts). The
-    score is not known yet."""
+    """All that is known. The score is not known yet.
+
+    `features`: every one that there is, by the fact's name; what the others are was said.
+    """
     asked, whence, subject, now = judged.asked, judged.whence, judged.subject, judged.found.now
-    facts: dict[str, Value] = {
-        **nothing,
+    return {
+        **features,
         "operation": asked.operation,
         "amount": subject.amount,
         "currency": subject.currency,
@@ -126,9 +127,6 @@ def facts_of(
         "challenge.passed": judged.challenge == CaseState.PASSED,
         SCORE: NO_SCORE,
     }
-    for name, value in features.items():
-        facts[FEATURE_PREFIX + name] = value
-    return facts
 
 
 def _age_days(account: AccountFacts | None, now: datetime) -> int:
@@ -179,6 +177,8 @@ def _answers(factor: Factor | None, judged: Judged) -> bool:
 
 
 def _passed(judged: Judged) -> Sequence[str]:
+    if judged.challenge is None and judged.review is None:
+        return ()
     asked = judged.asked
     states = {CaseKind.CHALLENGE: judged.challenge, CaseKind.REVIEW: judged.review}
     return [

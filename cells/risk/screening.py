@@ -37,10 +37,9 @@ from router.guard import SlotsHere
 from router.identity import caller_of
 from router.ids import account_id
 from router.risk.artefact import ModelMode
-from router.risk.facts import SCORE
+from router.risk.facts import FEATURE_PREFIX, SCORE
 from router.risk.model import Action, Decision, Source
 from router.risk.record import Record
-from router.risk.ruleset import complete
 from router.slots import slot_of_user
 from router.tracing.current import span
 
@@ -345,15 +344,14 @@ class Screening:
         accounts: Mapping[str, AccountFacts],
         features: Sequence[Mapping[str, int]],
     ) -> None:
-        nothing = complete({}, knowledge.types)
+        names = [(item.name, FEATURE_PREFIX + item.name) for item in knowledge.features.features]
         for item, values in zip(items, features, strict=True):
             payee = self._payee_of(item)
             item.facts = facts_of(
                 item,
                 accounts.get(item.account[1]),
                 accounts.get(payee[1]) if payee else None,
-                values,
-                nothing,
+                {fact: values.get(name, 0) for name, fact in names},
             )
 
     def _score(
