@@ -63,6 +63,8 @@ class Consumer:
         self._cell = cell
         self._features = features
         self._plan = Plan.of(FeatureSet())
+        # Where the features are, as long as nobody else has moved them; None: Redis is asked.
+        self._states: Mapping[bytes, State] | None = None
         # Since the process began, for metrics.
         self.applied = 0
         # Messages that wait, as far as is known.
@@ -101,7 +103,9 @@ class Consumer:
         if not plan.unique.features:
             await asyncio.sleep(_FETCH_WAIT_S)
             return
-        states = await self._writer.states(plan)
+        states = self._states
+        if states is None:
+            states = self._states = await self._writer.states(plan)
         positions = {
             identity: states[identity].position if identity in states else 0
             for identity in plan.identities.values()
@@ -116,6 +120,8 @@ class Consumer:
             self.behind = end - furthest
             if self.behind == 0 or await is_end(stream, furthest):
                 await self._move(_at(plan, positions, furthest), states, end, (), age_ms=0)
+            # There is time to ask where others have moved them.
+            self._states = None
         if last < furthest:
             behind = await filling.after(last, _FETCH_WAIT_S)
             known = [message for message in behind if message.position <= furthest]
@@ -164,10 +170,12 @@ class Consumer:
         for identity in plan.identities.values():
             before = states.get(identity) or new_state()
             then[identity] = State(before.salt, position, before.filled or filled)
+        known, self._states = self._states, None
         done = await self._writer.apply(plan, states, then, seen, age_ms=age_ms)
         if not done:
             log.info("somebody else has moved the features")
             return None
+        self._states = {**(known or states), **then}
         self.applied += len(seen)
         return then
 
@@ -175,6 +183,8 @@ class Consumer:
         """The stream's last message. Fails when it is away or gone."""
         info = await stream.stream_info(STREAM)
         last = int(info.state.last_seq)
+        # It may move them.
+        self._states = None
         if await self._writer.adopt(str(info.created), last):
             log.error("the stream is another one, or has lost messages; what is known is kept")
         return last
@@ -188,7 +198,7 @@ class Consumer:
     def _plan_of_the_day(self) -> Plan:
         document = self._features()
         if document is not self._plan.document:
-            self._plan = Plan.of(document)
+            self._plan, self._states = Plan.of(document), None
         return self._plan
 
 

@@ -44,6 +44,7 @@ EXPECTED = {
     "decision_p50_ms": "under 1",
     "decision_p99_ms": "under 5",
     "pay_cost_percent_rules_2000": "under 30, signatures included",
+    "risk_and_signature_processor_cost_percent_ed25519": "under 30",
     "trace_cpu_overhead_sample": "under 10",
     "iso8583_ascii_messages_per_processor_s": "at least 5000",
     "iso8583_bcd_tpdu_messages_per_processor_s": "at least 5000",

@@ -263,6 +263,7 @@ async def test_filling_anew_gives_the_same_and_nothing_is_known_meanwhile(
         await _until_counted(empty, reading)
     asked = _asked()
     before = await reading.read(DOCUMENT, asked)
+    sizes = await _sizes(empty)
     writer = FeatureWriter(empty.redis_url("a"))
     await writer.forget()
     with pytest.raises(FeaturesAway, match="being filled"):
@@ -271,10 +272,19 @@ async def test_filling_anew_gives_the_same_and_nothing_is_known_meanwhile(
         await _until_counted(empty, reading)
     assert list(await reading.read(DOCUMENT, asked)) == list(before)
     # What was there before takes no room, and what is there stays.
-    assert await writer.sweep() > 0
+    assert await _sizes(empty) == sizes
+    async with Redis.from_url(empty.redis_url("a")) as redis:
+        await redis.set(b"{risk}:" + bytes(24), "of a feature that was")
+    assert await writer.sweep() == 1
     assert await writer.sweep() == 0
     assert list(await reading.read(DOCUMENT, asked)) == list(before)
     await writer.close()
+
+
+async def _sizes(state: MeshState) -> Mapping[bytes, int]:
+    """Of all that is known of users, devices …"""
+    async with Redis.from_url(state.redis_url("a")) as redis:
+        return {key: await redis.strlen(key) async for key in redis.scan_iter("{risk}=*")}
 
 
 async def test_a_redis_that_forgot_everything_is_filled_again_by_the_running_consumer(
