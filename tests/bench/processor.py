@@ -6,23 +6,22 @@ PostgreSQL's backends, a cell's further processes.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from control.mesh.state import MeshState
 
 
-def spent_s(state: MeshState) -> Counter[str]:
+def spent_s(state: MeshState) -> dict[str, float]:
     """Seconds since each began, by the mesh's name of it."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (fields := _fields(entry / "stat")):
             children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found: Counter[str] = Counter()
-    for name, record in state.processes.items():
-        found[name] += sum(_of(pid) for pid in _family(record.identity.pid, children))
-    return found
+    return {
+        name: sum(_of(pid) for pid in _family(record.identity.pid, children))
+        for name, record in state.processes.items()
+    }
 
 
 def _family(pid: int, children: dict[int, list[int]]) -> Iterable[int]:

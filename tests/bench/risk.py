@@ -20,6 +20,7 @@ import asyncio
 import gc
 import json
 import logging
+import os
 import random
 import tempfile
 import time
@@ -79,7 +80,7 @@ from tests.integration.behind import CELL, database, going_on
 _EXAMPLES = ROOT / "examples" / "risk"
 _RULES, _SHOP = 2000, "bench-shop"
 _USERS, _PER_S = 400, 1000.0
-_PAY = Scale(users=900, payments=6000, transfers=0, rounds=5, pgbench_s=0, moves=0, kills=0)
+_PAY = Scale(users=900, payments=3000, transfers=0, rounds=4, pgbench_s=0, moves=0, kills=0)
 _QUICK = replace(_PAY, users=300, payments=1500, rounds=2)
 # Rules of each case.
 _CASES = {"none": 0, "rules_2000": _RULES}
@@ -341,8 +342,8 @@ class PayRuns(MeshRuns):
         paid = await asyncio.to_thread(self.load, "pay", addresses, orders, in_flight=_IN_FLIGHT)
         await self.told()
         await asyncio.sleep(_COUNTED_S)
-        spent = spent_s(self.session.state) - before
-        parts = {name: spent[name] / len(orders) * 1e6 for name in _PARTS}
+        after = spent_s(self.session.state)
+        parts = {name: (after[name] - before[name]) / len(orders) * 1e6 for name in _PARTS}
         return _Run(paid["succeeded"] / paid["seconds"], paid["p50_ms"], parts)
 
     def _tell(self, runs: dict[str, list[_Run]]) -> None:
@@ -362,9 +363,9 @@ class PayRuns(MeshRuns):
         ]
         add("pay_processor_cost_percent_rules_2000", "%", spent)
         path = RESULTS / "sign.json"
-        figures = json.loads(path.read_text())["figures"] if path.exists() else {}
+        signatures = json.loads(path.read_text())["figures"] if path.exists() else {}
         for algorithm in Algorithm:
-            signed = figures.get(f"added_processor_us_{algorithm}")
+            signed = signatures.get(f"added_processor_us_{algorithm}")
             if signed is not None:
                 both = [
                     100 * (1 - other.spent_us / (one.spent_us + signed["value"]))
@@ -456,6 +457,7 @@ def main() -> None:
             with launcher.running(data, 1, options):
                 asyncio.run(_on_pay(data, figures, _QUICK if given.quick else _PAY))
             launcher.remove(data)
+    figures.notes["load_average"] = [round(load, 1) for load in os.getloadavg()]
     figures.write(RESULTS / "risk.json")
 
 
