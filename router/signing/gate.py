@@ -35,7 +35,7 @@ from router.signing.model import (
     Refused,
     SignedMessage,
 )
-from router.signing.rules import SCHEME, Malformed, header
+from router.signing.rules import SCHEME, Malformed, header_of_checked
 from router.signing.wanted import Wanted, wanted_of
 
 log = structlog.get_logger(__name__)
@@ -218,7 +218,7 @@ def signed_answer(signer: Signer, answer: Answer, now: int) -> str:
     """The header of an answer. Raises Malformed."""
     nonce = secrets.token_urlsafe(16)
     claims = Claims(signer.key_id, signer.algorithm, now, nonce, b"")
-    return header(signer.answer(claims, answer))
+    return header_of_checked(signer.answer(claims, answer))
 
 
 def in_doubt(wait_s: int) -> Refusal:

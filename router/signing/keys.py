@@ -150,7 +150,10 @@ class Signer:
         said = canonical_response(
             claims, answer.request_nonce, answer.status, answer.content_type, answer.digest
         )
-        return replace(claims, signature=self.sign_bytes(said))
+        # Not `replace`, which takes as long as all the rest but the signature.
+        return Claims(
+            claims.key_id, claims.algorithm, claims.timestamp, claims.nonce, self.sign_bytes(said)
+        )
 
     def sign_bytes(self, said: bytes) -> bytes:
         signature: bytes

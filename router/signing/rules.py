@@ -118,6 +118,11 @@ def _check_claims(claims: Claims) -> None:
 def header(claims: Claims) -> str:
     """The value of `authorization`."""
     _check_claims(claims)
+    return header_of_checked(claims)
+
+
+def header_of_checked(claims: Claims) -> str:
+    """As `header`, of claims whose lines have been written."""
     signature = binascii.b2a_base64(claims.signature, newline=False).decode("ascii")
     return (
         f'{SCHEME} key="{claims.key_id}",algorithm="{claims.algorithm.value}",'
