@@ -10,7 +10,7 @@ with the same signature.
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
@@ -216,7 +216,7 @@ class SignatureGate:
 
 def signed_answer(signer: Signer, answer: Answer, now: int) -> str:
     """The header of an answer. Raises Malformed."""
-    nonce = secrets.token_urlsafe(16)
+    nonce = os.urandom(16).hex()
     claims = Claims(signer.key_id, signer.algorithm, now, nonce, b"")
     return header_of_checked(signer.answer(claims, answer))
 

@@ -35,7 +35,7 @@ from tests.make_signing_vectors import private_keys
 _MERCHANT = "bench-shop"
 # Short turns, many of them: what else runs here is then the same for neighbours.
 _CALLS = 2000
-_ROUNDS = 7
+_ROUNDS = 6
 _WARM_UP_ROUNDS = 1
 # The registry's watch, of every process of the cell.
 _HEARD_S = 2.0
