@@ -34,8 +34,8 @@ from tests.make_signing_vectors import private_keys
 
 _MERCHANT = "bench-shop"
 # Short turns, many of them: what else runs here is then the same for neighbours.
-_CALLS = 2000
-_ROUNDS = 6
+_CALLS = 1500
+_ROUNDS = 3
 _WARM_UP_ROUNDS = 1
 # The registry's watch, of every process of the cell.
 _HEARD_S = 2.0
