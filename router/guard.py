@@ -26,6 +26,7 @@ from google.protobuf.message import DecodeError
 
 from router.access import Access
 from router.admission.gate import Admission
+from router.call import Call
 from router.errors import Refusal, Violation, abort, bad_request
 from router.home import SlotFinder, find_method, home_field, is_bulk, slot_finder
 from router.metrics import Calls, SlotCalls
@@ -393,7 +394,8 @@ class _Answering:
     def wrap(self, behaviour: Behaviour) -> Behaviour:
         tracer, name, calls = self._tracer, self._name, self._calls
 
-        async def answer(request: Any, context: Any) -> Any:
+        async def answer(request: Any, served: Any) -> Any:
+            context = Call(served)
             began = time.perf_counter()
             code, reason = "CANCELLED", ""
             root = None

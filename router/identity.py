@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from router.call import NOT_ASKED, Call
+
 TRUST_DOMAIN = "cellpay.local"
 EDGE = "edge"
 CERTIFICATE_HEADER = "x-forwarded-client-cert"
@@ -39,6 +41,15 @@ def parse_spiffe_id(text: str) -> Caller | None:
 
 def caller_of(context: Any) -> Caller | None:
     """The caller behind a grpc.aio ServicerContext; None without a certificate of ours."""
+    if not isinstance(context, Call):
+        return _caller_of(context)
+    if context.caller is NOT_ASKED:
+        context.caller = _caller_of(context)
+    found: Caller | None = context.caller
+    return found
+
+
+def _caller_of(context: Any) -> Caller | None:
     auth = context.auth_context()
     for key in ("peer_spiffe_id", "x509_subject_alternative_name"):
         for value in auth.get(key, ()):
@@ -50,6 +61,15 @@ def caller_of(context: Any) -> Caller | None:
 
 def principal_of(context: Any) -> Caller | None:
     """For whom the call is made: the caller, or whom an edge speaks for; never an edge itself."""
+    if not isinstance(context, Call):
+        return _principal_of(context)
+    if context.principal is NOT_ASKED:
+        context.principal = _principal_of(context)
+    found: Caller | None = context.principal
+    return found
+
+
+def _principal_of(context: Any) -> Caller | None:
     caller = caller_of(context)
     if caller is None or caller.kind != EDGE:
         return caller

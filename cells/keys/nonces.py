@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from struct import Struct
 
 import structlog
 from redis.asyncio import Redis
@@ -28,6 +29,9 @@ _LOOK_INTERVAL_S = 1.0
 # Nonces of one call: what comes while one is under way waits for the next (a call costs as much as
 # a hundred nonces).
 _BATCH_MAX = 256
+# While several come at once the next call waits so long for more, as a lane does: the lane behind
+# makes larger groups of them, too. A lone one does not wait.
+_GATHER_S = 0.004
 # What may wait; more are not looked up, and in doubt.
 _QUEUE_MAX = 4096
 # How far apart the clocks of two cells, and of a cell and its Redis, may be.
@@ -36,29 +40,37 @@ _PREFIX = "nonce:"
 _SINCE = "nonces:since"
 # Gone with everything else when Redis has forgotten.
 _WHOLE = "nonces:whole"
-# Of many requests at once: for each its slot, epoch, timestamp, what the clock may be off, and how
-# long it is remembered.
+# Of many requests at once, in one packed argument (a Redis client takes longer for an argument than
+# Redis for a nonce): for each its slot, epoch, the moment before which the memory must have begun,
+# for how many ms it is remembered, and its key. Answers a digit each.
 _TAKE = """
-local answers = {}
+local answers, begun = {}, {}
 local now = redis.call('TIME')[1]
-for i = 2, #KEYS do
-  local at = 5 * (i - 2)
-  local slot, epoch = ARGV[at + 1], ARGV[at + 2]
-  if redis.call('SET', KEYS[i], '1', 'NX', 'PX', ARGV[at + 5]) then
-    local since = redis.call('HGET', KEYS[1], slot)
-    local known, moment = string.match(since or '', '^(%d+):(%d+)$')
+local at, asked = 1, ARGV[1]
+while at <= #asked do
+  local slot, epoch, early, px, key
+  slot, epoch, early, px, key, at = struct.unpack('<I2dddI1c0', asked, at)
+  if redis.call('SET', key, '1', 'NX', 'PX', string.format('%.0f', px)) then
+    epoch = string.format('%.0f', epoch)
+    local since = begun[slot]
+    if not since then
+      since = redis.call('HGET', KEYS[1], slot) or ''
+    end
+    local known, moment = string.match(since, '^(%d+):(%d+)$')
     if known ~= epoch then
       moment = now
-      redis.call('HSET', KEYS[1], slot, epoch .. ':' .. moment)
+      since = epoch .. ':' .. moment
+      redis.call('HSET', KEYS[1], slot, since)
     end
-    local young = tonumber(ARGV[at + 3]) < tonumber(moment) + tonumber(ARGV[at + 4])
-    answers[i - 1] = young and 2 or 0
+    begun[slot] = since
+    answers[#answers + 1] = early < tonumber(moment) and '2' or '0'
   else
-    answers[i - 1] = 1
+    answers[#answers + 1] = '1'
   end
 end
-return answers
+return table.concat(answers)
 """
+_ASKED = Struct("<HdddB")
 # Begins the memory of slots that have none of this epoch; of all of them, when it has holes.
 _BEGIN = """
 local now = redis.call('TIME')[1]
@@ -71,7 +83,10 @@ end
 redis.call('SET', KEYS[2], '1')
 return 0
 """
-_ANSWERS = {0: Novelty.NEW, 1: Novelty.REPLAYED, 2: Novelty.UNKNOWN}
+# By the byte of its digit.
+_ANSWERS = {
+    ord("0"): Novelty.NEW, ord("1"): Novelty.REPLAYED, ord("2"): Novelty.UNKNOWN
+}  # fmt: skip
 
 
 class RedisNonces:
@@ -87,7 +102,7 @@ class RedisNonces:
         self._breaker = breaker
         self._here = here
         self._begun: frozenset[tuple[int, int]] = frozenset()
-        self._waiting: list[tuple[str, tuple[int, ...], asyncio.Future[Novelty]]] = []
+        self._waiting: list[tuple[bytes, asyncio.Future[Novelty]]] = []
         self._came = asyncio.Event()
         # Requests have passed whose nonces are nowhere: how often the memory got a hole, and how
         # many of those were made good by beginning it anew.
@@ -101,45 +116,45 @@ class RedisNonces:
             self._holes += 1
             return Novelty.UNKNOWN
         left_s = max(1, signed.remember_until - int(time.time()) + 1)
-        arguments = (
-            slot, slot_map.at(slot).epoch, signed.timestamp,
-            ahead_max_s + _CLOCKS_APART_S, left_s * 1000,
-        )  # fmt: skip
+        early = signed.timestamp - ahead_max_s - _CLOCKS_APART_S
+        key = _key(signed).encode()
+        asked = _ASKED.pack(slot, slot_map.at(slot).epoch, early, left_s * 1000, len(key)) + key
         answer: asyncio.Future[Novelty] = asyncio.get_running_loop().create_future()
-        self._waiting.append((_key(signed), arguments, answer))
+        self._waiting.append((asked, answer))
         self._came.set()
         return await answer
 
     async def _take_together(self) -> None:
         """For ever: what has come since the last call, in one. Ends each wait, within a bound."""
+        together = 1
         while True:
             await self._came.wait()
+            if 1 < together < _BATCH_MAX:
+                await asyncio.sleep(_GATHER_S)
+            together = min(len(self._waiting), _BATCH_MAX)
             batch, self._waiting = self._waiting[:_BATCH_MAX], self._waiting[_BATCH_MAX:]
             if not self._waiting:
                 self._came.clear()
-            novelties = await self._look_up(
-                [key for key, _, _ in batch],
-                [number for _, arguments, _ in batch for number in arguments],
-            )
-            for (_, _, answer), novelty in zip(batch, novelties, strict=True):
+            novelties = await self._look_up([asked for asked, _ in batch])
+            for (_, answer), novelty in zip(batch, novelties, strict=True):
                 if not answer.done():
                     # One whose caller has gone has taken its nonce nevertheless.
                     answer.set_result(novelty)
 
-    async def _look_up(self, keys: list[str], numbers: list[int]) -> list[Novelty]:
-        unknown = [Novelty.UNKNOWN] * len(keys)
+    async def _look_up(self, asked: list[bytes]) -> list[Novelty]:
+        unknown = [Novelty.UNKNOWN] * len(asked)
         if self._breaker.is_open():
             self._holes += 1
             return unknown
         try:
-            answers = await self._take([_SINCE, *keys], numbers)
+            answers: bytes = await self._take([_SINCE], [b"".join(asked)])
         except (RedisError, OSError, TimeoutError) as error:
             self._breaker.note(error)
             self._holes += 1
             log.warning("nonces are not remembered: Redis is away", error=type(error).__name__)
             return unknown
         self._breaker.note(None)
-        found = [_ANSWERS[int(answer)] for answer in answers]
+        found = [_ANSWERS[answer] for answer in answers]
         if self._holes == self._mended:
             return found
         return [Novelty.UNKNOWN if item == Novelty.NEW else item for item in found]

@@ -19,10 +19,10 @@ of a signature by leaving it out of a list. A response has lines of its own.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 from router.signing.model import Algorithm, Claims, Key, Reason, Refused, SignedMessage, Window
 
@@ -37,6 +37,13 @@ _KEY_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # Without leading zeros: one number has one text.
 _TIMESTAMP = re.compile(r"[1-9][0-9]{0,11}")
 _PARAMETER = re.compile(r"([a-z]+)=\"([^\"\\]*)\"")
+# A whole header, its parameters in our order.
+_USUAL = re.compile(
+    SCHEME
+    + r' key="([A-Za-z0-9_.-]{1,64})",algorithm="([a-z0-9_-]+)",timestamp="([1-9][0-9]{0,11})"'
+    r',nonce="([A-Za-z0-9_-]{16,64})",signature="([A-Za-z0-9+/]+={0,2})"'
+)
+_ALGORITHMS = {item.value: item for item in Algorithm}
 _NAMES = ("key", "algorithm", "timestamp", "nonce", "signature")
 
 
@@ -46,26 +53,30 @@ class Malformed(ValueError):
 
 def canonical(message: SignedMessage, claims: Claims, digest: bytes) -> bytes:
     """What is signed. `digest`: of the body, by the algorithm's hash. Raises Malformed."""
-    _require(_METHOD, message.method, "the method")
-    _require(_TARGET, message.target, "the target")
-    for what, value in (("the host", message.host), ("the content type", message.content_type)):
-        _require(_PRINTABLE, value, what)
+    _check_claims(claims)
+    return canonical_of_checked(message, claims, digest)
+
+
+def canonical_of_checked(message: SignedMessage, claims: Claims, digest: bytes) -> bytes:
+    """As `canonical`, of claims that `read_header` has read: it has checked them."""
     if not message.user_id.isprintable() or len(message.user_id) > _VALUE_MAX:
         raise Malformed("the user ID has no canonical form")
-    _check_claims(claims)
-    return _lines(
-        SCHEME,
-        claims.algorithm,
-        claims.key_id,
-        str(claims.timestamp),
-        claims.nonce,
-        message.method,
-        message.host.lower(),
-        message.target,
-        message.content_type,
-        message.user_id,
-        digest.hex(),
-    )
+    addressed = _addressed(message.method, message.host, message.target, message.content_type)
+    return (
+        f"{SCHEME}\n{claims.algorithm.value}\n{claims.key_id}\n{claims.timestamp}\n{claims.nonce}\n"
+        f"{addressed}{message.user_id}\n{digest.hex()}\n"
+    ).encode()
+
+
+# gRPC's are as many as there are methods; of HTTP's targets some come again.
+@lru_cache(maxsize=256)
+def _addressed(method: str, host: str, target: str, content_type: str) -> str:
+    """The four lines of where a request goes. Raises Malformed."""
+    _require(_METHOD, method, "the method")
+    _require(_TARGET, target, "the target")
+    for what, value in (("the host", host), ("the content type", content_type)):
+        _require(_PRINTABLE, value, what)
+    return f"{method}\n{host.lower()}\n{target}\n{content_type}\n"
 
 
 def canonical_response(
@@ -76,17 +87,10 @@ def canonical_response(
     _require(_NONCE, request_nonce, "the request's nonce")
     _require(_PRINTABLE, content_type, "the content type")
     _check_claims(claims)
-    return _lines(
-        f"{SCHEME}-RESPONSE",
-        claims.algorithm,
-        claims.key_id,
-        str(claims.timestamp),
-        claims.nonce,
-        request_nonce,
-        str(status),
-        content_type,
-        digest.hex(),
-    )
+    return (
+        f"{SCHEME}-RESPONSE\n{claims.algorithm.value}\n{claims.key_id}\n{claims.timestamp}\n"
+        f"{claims.nonce}\n{request_nonce}\n{status}\n{content_type}\n{digest.hex()}\n"
+    ).encode()
 
 
 def canonical_proof(algorithm: str, merchant_id: str, digest: bytes) -> bytes:
@@ -114,17 +118,38 @@ def _check_claims(claims: Claims) -> None:
 def header(claims: Claims) -> str:
     """The value of `authorization`."""
     _check_claims(claims)
-    signature = base64.b64encode(claims.signature).decode("ascii")
-    values = (claims.key_id, claims.algorithm, str(claims.timestamp), claims.nonce, signature)
-    pairs = zip(_NAMES, values, strict=True)
-    return f"{SCHEME} " + ",".join(f'{name}="{value}"' for name, value in pairs)
+    return header_of_checked(claims)
+
+
+def header_of_checked(claims: Claims) -> str:
+    """As `header`, of claims whose lines have been written."""
+    signature = binascii.b2a_base64(claims.signature, newline=False).decode("ascii")
+    return (
+        f'{SCHEME} key="{claims.key_id}",algorithm="{claims.algorithm.value}",'
+        f'timestamp="{claims.timestamp}",nonce="{claims.nonce}",signature="{signature}"'
+    )
 
 
 def read_header(text: str) -> Claims:
     """Raises Malformed. One request has one text: what another reader might take for something
     else is refused."""
+    if len(text) > _HEADER_MAX:
+        raise Malformed(f"the header is none of {SCHEME}")
+    # As we write it and nearly everybody does: one look checks all.
+    usual = _USUAL.fullmatch(text)
+    if usual is None:
+        return _read_parameters(text)
+    key_id, name, timestamp, nonce, signature = usual.groups()
+    algorithm = _ALGORITHMS.get(name)
+    if algorithm is None:
+        raise Malformed("the algorithm is none that is known here")
+    return Claims(key_id, algorithm, int(timestamp), nonce, _signature(signature))
+
+
+def _read_parameters(text: str) -> Claims:
+    """In any order; says what is wrong."""
     scheme, _, rest = text.partition(" ")
-    if len(text) > _HEADER_MAX or scheme != SCHEME:
+    if scheme != SCHEME:
         raise Malformed(f"the header is none of {SCHEME}")
     found: dict[str, str] = {}
     for part in rest.split(","):
@@ -135,11 +160,12 @@ def read_header(text: str) -> Claims:
     if len(found) != len(_NAMES):
         raise Malformed("the header lacks a parameter")
     _require(_TIMESTAMP, found["timestamp"], "the timestamp")
-    if found["algorithm"] not in set(Algorithm):
+    algorithm = _ALGORITHMS.get(found["algorithm"])
+    if algorithm is None:
         raise Malformed("the algorithm is none that is known here")
     claims = Claims(
         found["key"],
-        Algorithm(found["algorithm"]),
+        algorithm,
         int(found["timestamp"]),
         found["nonce"],
         _signature(found["signature"]),
@@ -150,10 +176,10 @@ def read_header(text: str) -> Claims:
 
 def _signature(text: str) -> bytes:
     try:
-        data = base64.b64decode(text.encode("ascii"), validate=True)
+        data = binascii.a2b_base64(text, strict_mode=True)
     except (binascii.Error, ValueError):
         raise Malformed("the signature is not in base 64") from None
-    if not data or base64.b64encode(data).decode("ascii") != text:
+    if not data or binascii.b2a_base64(data, newline=False) != text.encode("ascii"):
         raise Malformed("the signature is not in base 64 as it must be")
     return data
 

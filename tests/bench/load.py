@@ -20,6 +20,7 @@ from cellpay.transfers.v1 import transfers_pb2
 
 from router.client import TlsFiles
 from router.errors import Refusal
+from router.identity import CERTIFICATE_HEADER
 from router.ids import slot_of_id
 from router.signing.keys import Signer
 from router.signing.model import Algorithm, SignedMessage
@@ -94,6 +95,13 @@ def _batches(order_ids: list[str]) -> list[list[str]]:
     ]
 
 
+def _headers(job: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Of every call. `shown`: whose certificate an edge, whose we have, says that it was shown."""
+    shown = job.get("shown")
+    by = ((CERTIFICATE_HEADER, f"URI={shown}"),) if shown else ()
+    return (*by, *(_SIGNED if job.get("sign") else ()))
+
+
 def _work(job: dict[str, Any]) -> tuple[list[list[Any]], list[Connection]]:
     """What each connection carries: the slots of one process of the cell."""
     tls = TlsFiles(**job["tls"])
@@ -106,7 +114,7 @@ def _work(job: dict[str, Any]) -> tuple[list[list[Any]], list[Connection]]:
             items = _batches(items)
         for number in range(each):
             shares.append(items[number::each])
-            connections.append(Connection(address, tls, _SIGNED if job.get("sign") else ()))
+            connections.append(Connection(address, tls, _headers(job)))
     return shares, connections
 
 

@@ -230,6 +230,15 @@ def test_a_header_has_one_text() -> None:
             read_header(changed)
 
 
+@given(st.sampled_from(list(Algorithm)), st.permutations(range(5)))
+def test_the_order_of_a_headers_parameters_says_nothing(
+    algorithm: Algorithm, order: list[int]
+) -> None:
+    text = signed(algorithm, SignedMessage("GET", "/", "h", "", "", b""))
+    parameters = text.removeprefix("CELLPAY1 ").split(",")
+    assert read_header("CELLPAY1 " + ",".join(parameters[at] for at in order)) == read_header(text)
+
+
 @pytest.mark.parametrize("vector", VECTORS["vectors"], ids=lambda vector: vector["name"])
 def test_the_vectors_for_other_languages_hold(vector: dict[str, str]) -> None:
     algorithm = Algorithm(vector["algorithm"])
