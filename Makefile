@@ -148,8 +148,8 @@ $(AUDIT_STAMP):
 	@$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1 cyclonedx-bom==7.5.0
 	@touch $@
 
-audit: $(STAMP) $(AUDIT_STAMP)  ## known vulnerabilities of what is installed; asks an advisory service, and fails where none answers
-	@$(AUDIT)/bin/pip-audit --strict --skip-editable --progress-spinner off --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+audit: $(STAMP) $(AUDIT_STAMP)  ## known vulnerabilities of what is installed, by an advisory service, or offline: ADVISORIES=all.zip
+	@$(AUDIT)/bin/python deploy/supply/audit.py $(BIN)/python $(if $(ADVISORIES),--advisories $(ADVISORIES))
 
 sbom: $(STAMP) $(AUDIT_STAMP)  ## what is installed, as CycloneDX → sbom.cdx.json
 	@$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-format JSON --output-file sbom.cdx.json

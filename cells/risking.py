@@ -15,6 +15,7 @@ from cells.ledger.worker import Lanes
 from cells.policing import Policing
 from cells.reading import ReadEngine
 from cells.risk.cases.factors import Factors
+from cells.risk.cases.retention import Retention
 from cells.risk.cases.service import ReviewsService, RiskService
 from cells.risk.consumer import Consumer
 from cells.risk.features import RedisFeatures
@@ -86,6 +87,7 @@ class Risking:
             risk,
         )
         self._counts = False
+        self._retention = Retention(engine.primary, here, risk.retention_s)
         self._factors = Factors(lanes, engine, vault.keyring, risk.passed_ttl_s)
         self._services = (
             RiskService(engine, self._factors),
@@ -105,7 +107,7 @@ class Risking:
         ]
 
     async def run(self, *, consume: bool) -> None:
-        """For ever. One process of a cell counts what all cells decide."""
+        """For ever. One process of a cell counts what all cells decide, and forgets what is old."""
         self._counts = consume
         try:
             async with asyncio.TaskGroup() as group:
@@ -115,6 +117,7 @@ class Risking:
                 group.create_task(self._told())
                 if consume:
                     group.create_task(self._counted())
+                    group.create_task(self._retention.run())
         finally:
             await self.screening.close()
             await self._features.close()

@@ -160,6 +160,9 @@ class RiskSettings:
     # SPIFFE IDs whose payments by the batch and by the stream are not screened: they screen
     # themselves, or pay out what was screened before.
     unscreened_bulk_callers: tuple[str, ...] = ()
+    # Decisions other than allow, and cases that have ended, are forgotten after this; 0: never. A
+    # request whose rejected case was forgotten is judged anew.
+    retention_s: float = 400 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,10 @@ _SERVED: Mapping[str, Mapping[str, Access]] = {
         "ListDecisions": _SERVICES,
     },
     # A controller has authorised the operator, and recorded what he decided.
-    "cellpay.risk.v1.ReviewsService": {"DecideReview": _CONTROLLERS},
+    "cellpay.risk.v1.ReviewsService": {
+        "DecideReview": _CONTROLLERS,
+        "ResetFactor": _CONTROLLERS,
+    },
     "cellpay.channels.v1.ReportsService": {
         # Cells pass on what their channels hear; a gateway takes callbacks; operators and
         # reconciliation say what they found out.
@@ -198,6 +201,13 @@ STANDARD: Mapping[str, Access] = {
     "grpc.channelz.v1.Channelz": _only(Kind.OPERATOR),
     "envoy.service.discovery.v3.AggregatedDiscoveryService": _MESH,
 }
+
+# Read message by message, so never whole. Not through an edge, which sends on what it has whole: a
+# caller with a stream of payments is inside the mesh. A test compares with the descriptors.
+STREAMS: tuple[str, ...] = (
+    "cellpay.payments.v1.PaymentsService/PayStream",
+    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+)
 
 
 def internal_services() -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from router.errors import Refusal, Violation, abort, bad_request
 from router.home import SlotFinder, find_method, home_field, is_bulk, slot_finder
 from router.metrics import Calls, SlotCalls
 from router.ownership import access_of, authorise, of_merchant
+from router.receiving import Absent, one_message
 from router.signing.call import RECEIVED
 from router.slotmap import SlotMap
 from router.slots import SLOT_COUNT, SlotRange
@@ -189,6 +190,8 @@ _MALFORMED = _Malformed()
 
 def require_wellformed(message: Any) -> None:
     """For services of streams, whose messages the guard does not see. Raises Refusal."""
+    if isinstance(message, Absent):
+        raise message.refusal
     if message is _MALFORMED:
         raise Refusal(
             grpc.StatusCode.INVALID_ARGUMENT,
@@ -312,10 +315,11 @@ class GuardedServer:
         make = (
             grpc.stream_stream_rpc_method_handler
             if handler.request_streaming
-            else grpc.unary_unary_rpc_method_handler
+            # Not unary_unary: router/receiving.py says why.
+            else grpc.stream_unary_rpc_method_handler
         )
         return make(
-            behaviour,
+            behaviour if handler.request_streaming else one_message(behaviour),
             request_deserializer=_safe(
                 handler.request_deserializer,
                 keep=self._signing is not None and not handler.request_streaming,
@@ -417,7 +421,7 @@ class _Answering:
                 heard = self._heard(error)
                 code, reason = heard.code.name, heard.reason
                 try:
-                    await abort(context, heard)
+                    await abort(served, heard)
                 finally:
                     # It knows this frame: together they would live until cycles are looked for.
                     del heard

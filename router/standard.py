@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from router.access import STANDARD, Access
 from router.errors import Refusal, abort
 from router.identity import caller_of
+from router.receiving import Absent, one_message, one_message_answered_by_many
 
 MESSAGE_BYTES_MAX = 1024 * 1024
 HEADER_BYTES_MAX = 16 * 1024
@@ -95,9 +96,9 @@ def add_standard_services(
 
 
 def _for(access: Access, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-    """The same method for callers of these kinds."""
-    shape = f"{_word(handler.request_streaming)}_{_word(handler.response_streaming)}"
-    behaviour = getattr(handler, shape)
+    """The same method for callers of these kinds; one message is waited for within a bound."""
+    asks, answers = _word(handler.request_streaming), _word(handler.response_streaming)
+    behaviour = getattr(handler, f"{asks}_{answers}")
 
     async def streaming(request: Any, context: Any) -> Any:
         await _authorise(context, access)
@@ -106,15 +107,20 @@ def _for(access: Access, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
 
     async def single(request: Any, context: Any) -> Any:
         await _authorise(context, access)
+        if isinstance(request, Absent):
+            await abort(context, request.refusal)
         return await behaviour(request, context)
 
-    make = getattr(grpc, f"{shape}_rpc_method_handler")
-    made: grpc.RpcMethodHandler[Any, Any] = make(
-        streaming if inspect.isasyncgenfunction(behaviour) else single,
+    made: Any = streaming if inspect.isasyncgenfunction(behaviour) else single
+    if not handler.request_streaming:
+        made = one_message(single) if made is single else one_message_answered_by_many(streaming)
+    make = getattr(grpc, f"stream_{answers}_rpc_method_handler")
+    found: grpc.RpcMethodHandler[Any, Any] = make(
+        made,
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
-    return made
+    return found
 
 
 def _word(streaming: bool) -> str:

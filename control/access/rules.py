@@ -97,6 +97,7 @@ METHODS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         # With devices and addresses of people.
         "ListReviews": _RISK,
         "DecideReview": _RISK,
+        "ResetFactor": _RISK,
     },
     f"{_PACKAGE}.AccessService": {
         "WhoAmI": _READ,
@@ -170,6 +171,8 @@ def needs_second_person(service: str, method: str, parameters: Mapping[str, Any]
             return not dry and (risky or _forces(str(parameters.get("document", ""))))
         case "PolicyService", "DeletePolicy":
             return parameters.get("kind") in _TWO_PERSON_KINDS
+        case "ReviewsService", "ResetFactor":
+            return True
     return False
 
 

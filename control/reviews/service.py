@@ -1,4 +1,4 @@
-"""ReviewsService: who looks at reviews, who decides them, and the record of it."""
+"""ReviewsService: who looks at reviews and decides them, or resets factors; the record of it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from control.reviews.store import Review, ReviewStore
 from control.service import check_reader, operator_of
 from router.errors import Refusal, Violation, bad_request, refusal_of
 from router.ids import Kind, kind_of_id, slot_of_id
+from router.slots import slot_of_user
 from router.store.model import Store
 
 T = TypeVar("T")
@@ -27,6 +28,7 @@ Homes = Callable[[int], "risk_pb2_grpc.ReviewsServiceAsyncStub | None"]
 _PAGE_SIZE_DEFAULT = 100
 _PAGE_SIZE_MAX = 500
 _CALL_TIMEOUT_S = 5.0
+_USER_ID_CHARACTERS_MAX = 128
 _START = (datetime.fromtimestamp(0, UTC), "")
 
 
@@ -61,14 +63,7 @@ class ReviewsService(reviews_pb2_grpc.ReviewsServiceServicer):
             detail = f"{review_id}: {review.operation} of {review.amount} {review.currency}"
             record = audit_record(actor, action, f"{detail} by {review.user_id}", request.reason)
             await self._store.commit(expect={}, puts=audit_put(record))
-            home = self._homes(slot_of_id(review_id))
-            if home is None:
-                raise Refusal(
-                    grpc.StatusCode.UNAVAILABLE,
-                    "NO_HOME",
-                    "the user's home cell does not answer; nothing was decided",
-                    retry_after_ms=1000,
-                )
+            home = self._home(slot_of_id(review_id))
             wanted = risk_pb2.DecideReviewRequest(
                 review_id=review_id, approve=request.approve, decided_by=actor,
                 audit_id=record.audit_id, reason=request.reason,
@@ -78,6 +73,35 @@ class ReviewsService(reviews_pb2_grpc.ReviewsServiceServicer):
             except grpc.aio.AioRpcError as error:
                 raise refusal_of(error) from None
             return _message(await self._find(review_id))
+
+    async def ResetFactor(
+        self, request: pb.ResetFactorRequest, context: Any
+    ) -> pb.ResetFactorResponse:
+        action, user_id = "factor.reset", request.user_id
+        async with operator_of(self._store, context, action, user_id, request.reason) as actor:
+            if not user_id or len(user_id) > _USER_ID_CHARACTERS_MAX:
+                raise bad_request([Violation("user_id", "is no ID of a user")])
+            home = self._home(slot_of_user(user_id))
+            record = audit_record(actor, action, user_id, request.reason)
+            await self._store.commit(expect={}, puts=audit_put(record))
+            try:
+                await home.ResetFactor(
+                    risk_pb2.ResetFactorRequest(user_id=user_id), timeout=_CALL_TIMEOUT_S
+                )
+            except grpc.aio.AioRpcError as error:
+                raise refusal_of(error) from None
+            return pb.ResetFactorResponse(audit_id=record.audit_id)
+
+    def _home(self, slot: int) -> risk_pb2_grpc.ReviewsServiceAsyncStub:
+        home = self._homes(slot)
+        if home is None:
+            raise Refusal(
+                grpc.StatusCode.UNAVAILABLE,
+                "NO_HOME",
+                "the user's home cell does not answer; nothing was decided",
+                retry_after_ms=1000,
+            )
+        return home
 
     async def _find(self, review_id: str) -> Review:
         try:

@@ -25,6 +25,7 @@ from envoy.config.listener.v3 import api_listener_pb2, listener_components_pb2, 
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.config.trace.v3 import http_tracer_pb2 as trace_pb2
 from envoy.config.trace.v3 import opentelemetry_pb2
+from envoy.extensions.filters.http.buffer.v3 import buffer_pb2  # noqa: F401  (read by ParseDict)
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2  # noqa: F401  (read by ParseDict)
 from envoy.extensions.filters.http.router.v3 import router_pb2
@@ -59,6 +60,7 @@ from router.edge.hardening import (
     access_filters,
     chain_bounds,
     manager_bounds,
+    whole,
 )
 from router.edge.resources import COLLECTOR, EDGE_CERTIFICATE, EDGE_SERVICE, MESH_CA
 from router.identity import spiffe_id
@@ -80,6 +82,8 @@ _REDIRECT = 307
 _EDGE_RETRIES_AT_A_TIME_MIN = 256
 _EDGE_RETRY_BUDGET_PERCENT = 25
 _EDGE_BUFFER_BYTES = 1024 * 1024
+# What a cell takes, and a message that is a little too long reaches it, to be refused by its name.
+_EDGE_WHOLE_BYTES = 2 * _EDGE_BUFFER_BYTES
 _EDGE_STREAM_MS = 60_000
 _CONNECT_TIMEOUT_MS = 1000
 _COLLECTOR_TIMEOUT_MS = 5000
@@ -190,7 +194,7 @@ def _edge_listener(name: str, topology: Topology) -> listener_pb2.Listener:
     policing = filters(topology.traffic, edge=True)
     guarding = [
         ParseDict(item, hcm_pb2.HttpFilter())
-        for item in access_filters(topology.edge_ranges, internal=True)
+        for item in (*access_filters(topology.edge_ranges, internal=True), whole(_EDGE_WHOLE_BYTES))
     ]
     manager = _manager(name, [*guarding, _lua(topology.edge_lua), *policing])
     manager.codec_type = hcm_pb2.HttpConnectionManager.AUTO

@@ -76,6 +76,11 @@ MESH: Sequence[Panel] = (
         "reqps",
         [("{{cell}} {{reason}}", "sum by (cell, reason) (rate(cellpay_refused_total[1m]))")],
     ),
+    (
+        "What risk stops, by cell",
+        "percentunit",
+        [("{{cell}}", "cellpay:risk_refused:ratio_rate10m")],
+    ),
 )
 
 CELL: Sequence[Panel] = (
@@ -131,6 +136,30 @@ CELL: Sequence[Panel] = (
                 "sum by (outcome, reason) (rate(cellpay_payments_total"
                 f'{{{_CELL}, outcome!~"accepted|replayed"}}[1m]))',
             )
+        ],
+    ),
+    (
+        "Risk's decisions other than allow",
+        "reqps",
+        [
+            (
+                "{{operation}} {{action}}",
+                "sum by (operation, action) (rate(cellpay_risk_decisions_total"
+                f'{{{_CELL}, action!="allow"}}[1m]))',
+            ),
+            ("without features", f"sum(rate(cellpay_risk_features_away_total{{{_CELL}}}[1m]))"),
+        ],
+    ),
+    (
+        "Duration of a decision of risk",
+        "s",
+        [
+            (
+                f"p{int(100 * quantile)}",
+                f"histogram_quantile({quantile}, sum by (le) (rate("
+                f"cellpay_risk_decision_seconds_bucket{{{_CELL}}}[1m])))",
+            )
+            for quantile in (0.5, 0.99)
         ],
     ),
     ("Holds, by age", "short", [("{{age}}", f"max by (age) (cellpay_holds{{{_CELL}}})")]),

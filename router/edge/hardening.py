@@ -11,15 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from router.access import internal_services
+from router.access import STREAMS, internal_services
 from router.edge.resources import type_of
 
 RBAC_FILTER = "envoy.filters.http.rbac"
+BUFFER_FILTER = "envoy.filters.http.buffer"
 _HEADERS_KB_MAX = 16
 _HEADERS_MAX = 64
 _STREAMS_MAX = 100
 _HEADERS_TIMEOUT = "5s"
 _HANDSHAKE_TIMEOUT = "5s"
+# From a request's first byte to its last.
+_REQUEST_TIMEOUT = "10s"
 _IDLE_TIMEOUT = "300s"
 _CONNECTION_AGE = "600s"
 _CONNECTIONS_MAX = 10_000
@@ -74,6 +77,7 @@ def manager_bounds(*, escaped_slashes: str, forward: str) -> dict[str, Any]:
         },
         "max_request_headers_kb": _HEADERS_KB_MAX,
         "request_headers_timeout": _HEADERS_TIMEOUT,
+        "request_timeout": _REQUEST_TIMEOUT,
         "stream_idle_timeout": _IDLE_TIMEOUT,
         # Whose certificate it was, for router/identity.py.
         "forward_client_cert_details": forward,
@@ -87,9 +91,10 @@ def chain_bounds() -> dict[str, Any]:
 
 
 def access_filters(ranges: Ranges, *, internal: bool) -> list[dict[str, Any]]:
-    """Filters that refuse by address and, with `internal`, what is for cells among themselves.
+    """Filters that refuse by address and, with `internal`, what is for cells among themselves, and
+    streams, of which `whole` would wait for the end.
 
-    Cells refuse that too (router/access.py); an edge need not carry it there.
+    Cells refuse the former too (router/access.py); an edge need not carry it there.
     """
     anything = [{"any": True}]
     policies = {}
@@ -97,12 +102,28 @@ def access_filters(ranges: Ranges, *, internal: bool) -> list[dict[str, Any]]:
         policies["ranges"] = {"permissions": anything, "principals": _principals(ranges.deny)}
     if internal:
         paths = [{"url_path": {"path": {"prefix": f"/{name}/"}}} for name in internal_services()]
+        paths += [{"url_path": {"path": {"exact": f"/{name}"}}} for name in STREAMS]
         policies["internal"] = {"permissions": paths, "principals": anything}
     found = [_rbac("DENY", policies)] if policies else []
     if ranges.allow:
         allowed = {"permissions": anything, "principals": _principals(ranges.allow)}
         found.append(_rbac("ALLOW", {"ranges": allowed}))
     return found
+
+
+def whole(bytes_max: int) -> dict[str, Any]:
+    """A filter that sends a request on when all of it is there.
+
+    What never comes whole holds a place at the edge for `_REQUEST_TIMEOUT`, of which it has many,
+    and none at a cell, of which Envoy gives 1,024 at a time to all of its clients together.
+    """
+    return {
+        "name": BUFFER_FILTER,
+        "typed_config": {
+            "@type": type_of("filters.http.buffer.v3.Buffer"),
+            "max_request_bytes": bytes_max,
+        },
+    }
 
 
 def _principals(ranges: Sequence[str]) -> list[dict[str, Any]]:

@@ -27,8 +27,12 @@ local function forget(headers)
   end
 end
 
+local function text_of(body)
+  return body and body:length() > 0 and body:getBytes(0, body:length()) or ""
+end
+
 local function digest_by(algorithm, body)
-  local text = body and body:length() > 0 and body:getBytes(0, body:length()) or ""
+  local text = text_of(body)
   return algorithm == "sm2-sm3" and sm3(text) or sha256(text)
 end
 
@@ -63,8 +67,8 @@ local function tell(handle)
   end
 end
 
-local function note_slot(handle, name, value)
-  handle:streamInfo():dynamicMetadata():set("cellpay.signed", name, value)
+local function refuse(handle, status, text)
+  handle:respond({[":status"] = status, ["content-type"] = "application/json"}, text)
 end
 
 function envoy_on_request(handle)
@@ -82,23 +86,22 @@ function envoy_on_request(handle)
   headers:remove("x-cellpay-slot")
   local path = headers:get(":path"):match("^[^?#]*")
   local noun, id = path:match("^/v1/([%l-]+)/([^/]+)")
-  if noun == "users" then
-    headers:add("x-user-id", id)
-    note_slot(handle, "x-user-id", id)
-    return
-  end
   -- A verb follows an ID behind a colon; no ID of ours holds one.
-  local slot = id and slot_of_id(id:match("^[^:]*"))
-  if slot then
-    headers:add("x-cellpay-slot", tostring(slot))
-    note_slot(handle, "x-cellpay-slot", tostring(slot))
+  local slot = noun ~= "users" and id and slot_of_id(id:match("^[^:]*"))
+  if noun ~= "users" and not slot then
+    -- 5 is NOT_FOUND. The body is a google.rpc.Status, as the transcoder writes refusals.
+    refuse(handle, "404", '{"code":5,"message":"no such path: see openapi.json","details":[]}')
     return
   end
-  -- 5 is NOT_FOUND. The body is a google.rpc.Status, as the transcoder writes refusals.
-  handle:respond(
-    {[":status"] = "404", ["content-type"] = "application/json"},
-    '{"code":5,"message":"no such path: see openapi.json","details":[]}'
-  )
+  local status, fault = fault_of(headers:get(":method"), path, text_of(handle:body()))
+  if status ~= nil then
+    refuse(handle, status, fault)
+    return
+  end
+  local name = slot and "x-cellpay-slot" or "x-user-id"
+  local home = slot and tostring(slot) or id
+  handle:headers():add(name, home)
+  handle:streamInfo():dynamicMetadata():set("cellpay.signed", name, home)
 end
 
 -- Answers to signed requests are signed, as they leave: a cell has the key, only we the bytes. When

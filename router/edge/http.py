@@ -17,12 +17,14 @@ from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 
 import router.edge
+from router.edge.bodies import lua_tables
 from router.edge.hardening import (
     NO_RANGES,
     Ranges,
     access_filters,
     chain_bounds,
     manager_bounds,
+    whole,
 )
 from router.edge.resources import (
     EDGE_CERTIFICATE,
@@ -43,33 +45,40 @@ def descriptors() -> Path:
     return Path(str(resources.files(cellpay) / "descriptors.binpb"))
 
 
+def described() -> descriptor_pb2.FileDescriptorSet:
+    return descriptor_pb2.FileDescriptorSet.FromString(descriptors().read_bytes())
+
+
 def transcoded_services() -> list[str]:
     """Full names of the services that have a method with google.api.http, sorted."""
-    described = descriptor_pb2.FileDescriptorSet.FromString(descriptors().read_bytes())
     return sorted(
         f"{file.package}.{service.name}"
-        for file in described.file
+        for file in described().file
         for service in file.service
         if any(method.options.HasExtension(annotations_pb2.http) for method in service.method)
     )
 
 
+def lua_source() -> str:
+    """All that runs before the transcoder."""
+    files = (_lua(name) for name in ("digest.lua", "strict.lua", "http.lua"))
+    return "\n".join([lua_tables(described()), *files])
+
+
 def http_listener(listen: str, ranges: Ranges = NO_RANGES) -> dict[str, Any]:
     """The listener's document."""
-    lua = "\n".join(_lua(name) for name in ("digest.lua", "http.lua"))
     manager = {
         "@type": type_of("filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": "http",
         "codec_type": "AUTO",
         # A user ID may hold a slash, which travels escaped; http.lua and the transcoder agree.
         **manager_bounds(escaped_slashes="KEEP_UNCHANGED", forward="SANITIZE_SET"),
-        "request_timeout": _TIMEOUT,
         "stream_idle_timeout": _IDLE_TIMEOUT,
         "route_config": _routes(),
         "http_filters": [
             *access_filters(ranges, internal=False),
-            _filter("buffer", "buffer.v3.Buffer", max_request_bytes=_BODY_BYTES_MAX),
-            _filter("lua", "lua.v3.Lua", default_source_code={"inline_string": lua}),
+            whole(_BODY_BYTES_MAX),
+            _filter("lua", "lua.v3.Lua", default_source_code={"inline_string": lua_source()}),
             _filter(
                 "grpc_json_transcoder",
                 "grpc_json_transcoder.v3.GrpcJsonTranscoder",

@@ -86,19 +86,30 @@ local function tell(headers)
   end
 end
 
+local function refuse(handle, status, message)
+  handle:respond({
+    [":status"] = "200",
+    ["content-type"] = "application/grpc",
+    ["grpc-status"] = status,
+    ["grpc-message"] = message,
+  }, "")
+end
+
+-- Runs behind the buffer filter: the request is there whole.
 function envoy_on_request(handle)
+  local body = handle:body()
+  if body == nil or body:length() < 5 then
+    refuse(handle, "3", "the call has no message")
+    return
+  end
+  -- What was taken of the handle before it looked at the body is of no more use.
   local headers = handle:headers()
   for _, name in ipairs(ENVOYS_OWN) do
     headers:remove(name)
   end
   if not from_edge(handle) then
     if headers:get(":path"):sub(1, #ANSWERS) == ANSWERS then
-      handle:respond({
-        [":status"] = "200",
-        ["content-type"] = "application/grpc",
-        ["grpc-status"] = "7",
-        ["grpc-message"] = "only the edge itself asks for this",
-      }, "")
+      refuse(handle, "7", "only the edge itself asks for this")
       return
     end
     tell(headers)
@@ -107,12 +118,7 @@ function envoy_on_request(handle)
   if user_id ~= nil and user_id ~= "" then
     headers:replace("x-cellpay-slot", tostring(slot_of(decoded(user_id))))
   elseif not valid(headers:get("x-cellpay-slot")) then
-    handle:respond({
-      [":status"] = "200",
-      ["content-type"] = "application/grpc",
-      ["grpc-status"] = "3",
-      ["grpc-message"] = "send x-user-id, or x-cellpay-slot from 0 to 1023",
-    }, "")
+    refuse(handle, "3", "send x-user-id, or x-cellpay-slot from 0 to 1023")
     return
   end
   handle:clearRouteCache()

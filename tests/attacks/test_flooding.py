@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import os
@@ -14,9 +15,11 @@ import grpc
 import pytest
 import pytest_asyncio
 from cellpay.accounts.v1 import accounts_pb2
+from cellpay.payments.v1 import payments_pb2
 
 from control.cellctl.session import Session
 from control.xds.translate import NodeKind, Topology, translate
+from router.access import STREAMS
 from router.client import Mesh, TlsFiles
 from router.slotmap import SlotMap
 from router.slots import slot_of_user
@@ -33,7 +36,16 @@ from tests.attacks.wire import (
     grpc_message,
     http2,
 )
-from tests.attacks.world import Shop, call, issued, to_slot
+from tests.attacks.world import (
+    Shop,
+    available,
+    call,
+    edge_as,
+    issued,
+    opened,
+    ordered,
+    to_slot,
+)
 
 pytestmark = pytest.mark.mesh
 BALANCE = "cellpay.accounts.v1.AccountsService/GetBalance"
@@ -339,6 +351,61 @@ async def test_wants_more_streams_at_once_than_anybody_needs(
             while len(attack.resets) < 200 and not attack.closed.is_set():
                 await asyncio.sleep(0.01)
     await still_serving()
+
+
+# Envoy's bound of requests to a cell at a time is 1,024, of all its clients together.
+_CONNECTIONS, _STREAMS = 11, 100
+
+
+@pytest.mark.parametrize("what", ["nothing", "nothing and no end", "half a message"])
+async def test_wants_every_place_at_a_cell_for_himself(
+    session: Session, mesh: Mesh, files: TlsFiles, what: str
+) -> None:
+    """Unary calls without their message, each of which would hold a place for a minute."""
+    payer, shop = await opened(mesh, 1000), await opened(mesh, kind=2)
+    headers = grpc_headers(f"/{BALANCE}", *to_slot(slot_of_user(payer)))
+    async with contextlib.AsyncExitStack() as held:
+        wires = [
+            await held.enter_async_context(http2(session.edge_address, files))
+            for _ in range(_CONNECTIONS)
+        ]
+        for wire in wires:
+            for number in range(_STREAMS):
+                stream = 2 * number + 1
+                wire.state.send_headers(stream, headers, end_stream=what == "nothing")
+                if what == "half a message":
+                    wire.state.send_data(stream, b"\x00\x00\x00\x00\x10half")
+            await wire.flush()
+        # What is asked after them comes after them.
+        for wire in wires:
+            wire.state.ping(b"all here")
+            await wire.flush()
+        heard: list[grpc.StatusCode] = []
+        async with edge_as(session, "service", "honest") as honest:
+            for _ in range(10):
+                try:
+                    order = await ordered(honest, payer, shop, 10)
+                    await honest.payments.Pay(payments_pb2.PayRequest(order_id=order.order_id))
+                except grpc.aio.AioRpcError as error:
+                    heard.append(error.code())
+        ends = [await wire.ended(2 * _STREAMS - 1, timeout=25) for wire in wires]
+        answers = [wire.headers.get(1, {}) for wire in wires]
+    assert not heard
+    assert all(ends)
+    if what == "nothing":
+        assert {answer.get("grpc-status") for answer in answers} == {"3"}, answers
+    assert await available(mesh, payer) == 900
+
+
+async def test_wants_a_stream_that_the_edge_would_wait_for(
+    session: Session, files: TlsFiles
+) -> None:
+    async with grpc.aio.secure_channel(
+        session.edge_address, files.channel_credentials()
+    ) as channel:
+        for method in STREAMS:
+            stream = channel.stream_stream(f"/{method}")(metadata=to_slot(1), timeout=10)  # type: ignore[var-annotated]
+            assert await stream.code() == grpc.StatusCode.PERMISSION_DENIED
 
 
 def test_wants_a_place_at_a_cell_for_ever() -> None:

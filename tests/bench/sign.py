@@ -72,8 +72,7 @@ class _Rounds:
     ) -> list[str]:
         addresses = [self._state.address("cell-a")]
         before = _spent_s(self._state)
-        more = {"tls": self._edge, "shown": shown, "sign": sign}
-        done = self._runs.load(job, addresses, items, **more)
+        done = self._runs.load(job, addresses, items, tls=self._edge, shown=shown, sign=sign)
         spent = _spent_s(self._state) - before
         self.per_s.setdefault(name, []).append(done["succeeded"] / done["seconds"])
         self.spent_us.setdefault(name, []).append(spent / len(items) * 1e6)

@@ -121,6 +121,66 @@ async def test_an_order_is_made_paid_and_refunded_over_http(http: Http) -> None:
     assert (status, listed["payments"][0]["payment_id"]) == (200, payment)
 
 
+async def test_a_misspelled_amount_refunds_nothing(http: Http) -> None:
+    run = uuid.uuid4().hex[:12]
+    merchant, payer = f"shop-{run}", f"payer-{run}"
+    await _open(http, merchant, "KIND_MERCHANT")
+    await _open(http, payer)
+    money = {"currency": "USD", "minor_units": "1000"}
+    await http("POST", f"/v1/users/{payer}/deposits", {"amount": money, "idempotency_key": "d"})
+    order_body = {"merchant_id": merchant, "amount": money, "idempotency_key": "o"}
+    _, order = await http("POST", f"/v1/users/{payer}/orders", order_body)
+    path = f"/v1/orders/{order['order_id']}:pay"
+    _, payment = await http("POST", path, {"idempotency_key": "p"})
+    refunds = f"/v1/payments/{payment['payment_id']}/refunds"
+    few = {"currency": "USD", "minor_units": 1}
+    for body, field in (
+        ({"amout": few, "idempotency_key": "r"}, "amout"),
+        ({"amount": {**few, "minor_unit": 5}, "idempotency_key": "r"}, "amount.minor_unit"),
+    ):
+        status, refused = await http("POST", refunds, body)
+        assert (status, refused["code"]) == (400, 3)
+        assert refused["details"][0]["field_violations"][0]["field"] == field
+    status, balance = await http("GET", f"/v1/users/{payer}/balances/USD")
+    assert (status, balance["available"]["minor_units"]) == (200, "0")
+
+
+async def test_a_bank_account_is_registered_and_a_payout_asked_for_over_http(http: Http) -> None:
+    user = f"user-{uuid.uuid4().hex[:8]}"
+    await _open(http, user)
+    account = {"number": "DE89370400440532013000", "bank": "DEUTDEFF", "holder": "A. Person"}
+    status, instrument = await http(
+        "POST", f"/v1/users/{user}/bank-accounts", {**account, "idempotency_key": "b"}
+    )
+    assert (status, instrument["last_four"]) == (200, "3000")
+    mine = f"/v1/instruments/{instrument['instrument_id']}"
+    assert (await http("GET", mine))[1] == instrument
+    status, listed = await http("GET", f"/v1/users/{user}/instruments")
+    assert (status, listed["instruments"]) == (200, [instrument])
+    wanted = {
+        "instrument_id": instrument["instrument_id"],
+        "amount": {"currency": "USD", "minor_units": 5},
+        "idempotency_key": "p",
+    }
+    for noun in ("payouts", "charges"):
+        status, asked = await http("POST", f"/v1/users/{user}/{noun}", wanted)
+        # No money to send; and no bank of this mesh takes an account in dollars. It was understood.
+        assert status != 404, asked
+        assert "details" in asked or noun == "charges", asked
+        status, listed = await http("GET", f"/v1/users/{user}/{noun}")
+        assert (status, listed["next_page_token"]) == (200, "")
+    status, removed = await http("POST", f"{mine}:remove", {"idempotency_key": "x"})
+    assert (status, removed["state"]) == (200, "STATE_REMOVED")
+
+
+async def test_no_card_number_is_taken_over_http(http: Http) -> None:
+    card = {"number": "4111111111111111", "expiry_year": 2030, "expiry_month": 1, "holder": "A"}
+    for noun in ("cards", "instruments"):
+        status, refused = await http("POST", f"/v1/users/somebody/{noun}", card)
+        assert (status, refused["code"]) == (404, 5)
+        assert "4111" not in json.dumps(refused)
+
+
 async def test_a_refusal_is_json_with_its_reason_and_fields(http: Http) -> None:
     payer = f"poor-{uuid.uuid4().hex[:8]}"
     await _open(http, payer)

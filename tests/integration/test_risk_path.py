@@ -29,7 +29,15 @@ from control.cellctl.session import Session
 from router.client import BulkPayer, Mesh
 from router.errors import Refusal
 from router.slots import slot_of_user
-from tests.integration.test_api import PRECONDITION, available, opened, ordered, refused, usd
+from tests.integration.test_api import (
+    NOT_FOUND,
+    PRECONDITION,
+    available,
+    opened,
+    ordered,
+    refused,
+    usd,
+)
 from tests.integration.test_charges_api import carded, charge_of
 
 pytestmark = pytest.mark.mesh
@@ -268,6 +276,44 @@ async def test_a_factor_that_is_younger_than_the_challenge_does_not_answer_it(
     replacing.code = app.code()
     assert (await mesh.risk.EnrollFactor(replacing)).otpauth_uri
     assert (await mesh.risk.GetFactor(risk_pb2.GetFactorRequest(user_id=payer))).user_id == payer
+
+
+async def test_a_lost_factor_is_reset_by_an_operator_and_another_is_enrolled(
+    session: Session, mesh: Mesh, shop: str
+) -> None:
+    payer = await opened(mesh, 1000)
+    lost = await enrolled(mesh, payer)
+    order = await ordered(mesh, payer, shop, 100)
+    request = pay_request(order.order_id, ODD)
+    open_ = await refused(mesh.payments.Pay(request), PRECONDITION, "CHALLENGE_REQUIRED")
+    reset = reviews_pb2.ResetFactorRequest(user_id=payer, reason="seen with his passport")
+    async with session.reviews("client") as stranger:
+        await refused(stranger.ResetFactor(reset), DENIED, "CALLER_NOT_ALLOWED")
+    async with session.reviews() as reviews:
+        nobody = reviews_pb2.ResetFactorRequest(user_id=uuid.uuid4().hex, reason="a test")
+        await refused(reviews.ResetFactor(nobody), NOT_FOUND, "FACTOR_NOT_FOUND")
+        audit_id = (await reviews.ResetFactor(reset)).audit_id
+        # Again: what it was for has been done.
+        await reviews.ResetFactor(reset)
+    gone = mesh.risk.GetFactor(risk_pb2.GetFactorRequest(user_id=payer))
+    await refused(gone, NOT_FOUND, "FACTOR_NOT_FOUND")
+    answer = risk_pb2.AnswerChallengeRequest(challenge_id=open_["challenge_id"], code=lost.code())
+    await refused(mesh.risk.AnswerChallenge(answer), NOT_FOUND, "FACTOR_NOT_FOUND")
+    # Another one, without a code of the one that is lost; it answers what is asked from now on.
+    found = await enrolled(mesh, payer)
+    answer.code = "000000"
+    await refused(mesh.risk.AnswerChallenge(answer), NOT_FOUND, "FACTOR_NOT_FOUND")
+    await refused(mesh.payments.Pay(request), PRECONDITION, "UNDER_REVIEW")
+    again = pay_request((await ordered(mesh, payer, shop, 100)).order_id, ODD)
+    asked = await refused(mesh.payments.Pay(again), PRECONDITION, "CHALLENGE_REQUIRED")
+    await mesh.risk.AnswerChallenge(
+        risk_pb2.AnswerChallengeRequest(challenge_id=asked["challenge_id"], code=found.code())
+    )
+    await mesh.payments.Pay(again)
+    async with session.control() as control:
+        records = (await control.ListAuditRecords(control_pb2.ListAuditRecordsRequest())).records
+    (record,) = [item for item in records if item.audit_id == audit_id]
+    assert (record.action, record.reason) == ("factor.reset", "seen with his passport")
 
 
 @pytest.mark.parametrize("approve", [True, False])

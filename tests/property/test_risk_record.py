@@ -16,9 +16,7 @@ _OBSERVATIONS = st.builds(
     Observation, st.integers(0, 2**53), _TEXT, _TEXT, _TEXT, _TEXT, _TEXT, _TEXT, _TEXT,
     st.integers(-(2**53), 2**53), _TEXT,
 )  # fmt: skip
-_FACTS = st.dictionaries(
-    _TEXT, st.one_of(st.integers(), st.booleans(), _TEXT), max_size=4
-)
+_FACTS = st.dictionaries(_TEXT, st.one_of(st.integers(), st.booleans(), _TEXT), max_size=4)
 _RECORDS = st.builds(
     Record, _TEXT, _OBSERVATIONS, _FACTS, _TEXT, _TEXTS, _TEXTS, _TEXTS, st.integers(0, 2**53),
     _TEXT, _TEXTS, _PAIRS.map(tuple), _PAIRS.map(tuple),

@@ -120,6 +120,8 @@ def test_identities_and_kinds_can_be_bound() -> None:
             {"document": '{"force": "open"}', "validate_only": True}, False,
         ),
         (f"{PACKAGE}.PolicyService", "DeletePolicy", {}, False),
+        (f"{PACKAGE}.ReviewsService", "ResetFactor", {"user_id": "u"}, True),
+        (f"{PACKAGE}.ReviewsService", "DecideReview", {}, False),
     ],
 )  # fmt: skip
 def test_which_calls_take_two_persons(

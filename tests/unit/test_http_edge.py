@@ -12,13 +12,16 @@ import pytest
 from google.api import annotations_pb2
 from openapi_spec_validator import validate
 
+import router.standard  # noqa: F401  (its services are in the pool then)
+from router.access import SERVICES, STANDARD, STREAMS, internal_services
 from router.edge import openapi
-from router.edge.http import transcoded_services
+from router.edge.http import described, transcoded_services
 from router.home import find_service, home_field, is_bulk, slot_finder
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
-# For cells among themselves: a merchant has no use for them.
-INTERNAL = {"EnqueueDelivery", "EnqueueDeliveries", "PayStream"}
+# For cells among themselves: a merchant has no use for them. And no card number goes through the
+# HTTP edge (docs/decisions).
+INTERNAL = {"EnqueueDelivery", "EnqueueDeliveries", "PayStream", "RegisterCard"}
 
 
 def _methods() -> Iterator[Any]:
@@ -64,3 +67,24 @@ def test_the_document_is_valid_and_the_committed_one_is_of_these_protos() -> Non
     document = openapi.document()
     validate(document)
     assert json.loads(COMMITTED.read_text(encoding="utf-8")) == document, "run: make openapi"
+
+
+def test_every_stream_of_a_public_service_is_kept_from_the_edge() -> None:
+    """The edge waits for the end of what it sends on; a stream has none."""
+    # xDS is the control plane's, to which no edge has a route.
+    elsewhere = {*internal_services(), "envoy.service.discovery.v3.AggregatedDiscoveryService"}
+    ours = {
+        f"{file.package}.{service.name}/{method.name}"
+        for file in described().file
+        for service in file.service
+        for method in service.method
+        if method.client_streaming
+    }
+    standard = {
+        f"{name}/{method.name}"
+        for name in STANDARD.keys() - elsewhere
+        for method in find_service(name).methods
+        if method.client_streaming
+    }
+    public = {name for name in ours if name.partition("/")[0] in {*SERVICES} - elsewhere}
+    assert set(STREAMS) == public | standard

@@ -209,7 +209,8 @@ def test_routes_come_over_ads_and_the_router_is_the_last_filter(kind: NodeKind) 
     assert manager.rds.route_config_name == NAMES[kind]
     assert manager.rds.config_source.HasField("ads")
     policing = ["envoy.filters.http.local_ratelimit", "envoy.filters.http.fault"]
-    edge = ["envoy.filters.http.rbac", "envoy.filters.http.lua", *policing, "router"]
+    first = [f"envoy.filters.http.{name}" for name in ("rbac", "buffer", "lua")]
+    edge = [*first, *policing, "router"]
     expected = ["router"] if kind == NodeKind.CLIENT else edge
     assert [item.name for item in manager.http_filters] == expected
     cluster = _cluster(kind)

@@ -25,9 +25,11 @@ from cells.risk.cases.model import (
     Operation,
     StoredDecision,
 )
+from cells.risk.cases.resetting import ResetFactor
 from cells.risk.cases.rules import DecideReview, state_at
 from cells.risk.cases.tables import CASES, RISK_DECISIONS, risk_cases
 from router.ids import Kind, slot_of_id
+from router.slots import slot_of_user
 
 _STATES_OUT = {
     CaseState.OPEN: pb.Challenge.STATE_OPEN,
@@ -185,3 +187,11 @@ class ReviewsService(risk_pb2_grpc.ReviewsServiceServicer):
             state=case.state,
             expire_time=timestamp(case.expires_at),
         )
+
+    async def ResetFactor(self, request: pb.ResetFactorRequest, context: Any) -> pb.Factor:
+        check = Checker()
+        user_id = check.name("user_id", request.user_id)
+        check.done()
+        command = ResetFactor(slot_of_user(user_id), user_id)
+        resource_of(await self._lanes.submit(command, timeout_of(context)))
+        return pb.Factor(user_id=user_id)
