@@ -36,7 +36,6 @@ STREAM_KEY = "{risk}:stream"
 NOTHING_KEY = "{risk}:-"
 PREFIX = "{risk}:"
 DIGEST_BYTES = 16
-NOBODY = bytes(DIGEST_BYTES)
 _ENTITIES = tuple(Entity)
 # Whom an observation names, in that order.
 entities_of: Callable[[Observation], tuple[str, ...]] = attrgetter(*_ENTITIES)
