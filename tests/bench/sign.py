@@ -72,7 +72,7 @@ class _Rounds:
     ) -> list[str]:
         addresses = [self._state.address("cell-a")]
         before = _spent_s(self._state)
-        more = {"tls": self._edge, "shown": shown, "sign": sign}
+        more: dict[str, Any] = {"tls": self._edge, "shown": shown, "sign": sign}
         done = self._runs.load(job, addresses, items, **more)
         spent = _spent_s(self._state) - before
         self.per_s.setdefault(name, []).append(done["succeeded"] / done["seconds"])
