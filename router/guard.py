@@ -399,7 +399,7 @@ class _Answering:
         tracer, name, calls = self._tracer, self._name, self._calls
 
         async def answer(request: Any, served: Any) -> Any:
-            context = Call(served)
+            context: Any = Call(served)
             began = time.perf_counter()
             code, reason = "CANCELLED", ""
             root = None
