@@ -42,6 +42,7 @@ TEXTS = (
 # What an answer to bad text is; INTERNAL and UNKNOWN would be a statement that failed in a way
 # that nobody foresaw.
 FORESEEN = {
+    grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.OK,
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
