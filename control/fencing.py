@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import TypeVar
 
 import asyncpg
+import grpc
 import structlog
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from router.errors import Refusal
 from router.slotmap import Move, Owned, SlotMap
 from router.slots import SLOT_COUNT
 
@@ -30,6 +33,7 @@ DATABASE_FAULTS: tuple[type[Exception], ...] = (
     DBAPIError, PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError,
     asyncpg.InternalClientError, OSError,
 )  # fmt: skip
+T = TypeVar("T")
 _LOCK_TIMEOUT_MS = 3000
 _STATEMENT_TIMEOUT_MS = 8000
 _BACKOFF_CAP_S = 1.0
@@ -54,6 +58,19 @@ _SEED = text(
     "CAST(:slots AS smallint[]), CAST(:owners AS text[]), CAST(:epochs AS bigint[]))"
     " AS u(slot, owner, epoch) ON CONFLICT DO NOTHING"
 )
+
+
+async def asked(work: Awaitable[T]) -> T:
+    """What a database that may be away answers. Raises Refusal."""
+    try:
+        return await work
+    except DATABASE_FAULTS as error:
+        raise Refusal(
+            grpc.StatusCode.UNAVAILABLE,
+            "DATABASE_UNAVAILABLE",
+            f"the database is away ({type(error).__name__})",
+            retry_after_ms=1000,
+        ) from error
 
 
 class FenceConflict(Exception):

@@ -59,6 +59,11 @@ def _caller_of(context: Any) -> Caller | None:
     return None
 
 
+def is_edge(caller: Caller | None) -> bool:
+    """Whether it speaks for somebody else."""
+    return caller is not None and caller.kind == EDGE
+
+
 def principal_of(context: Any) -> Caller | None:
     """For whom the call is made: the caller, or whom an edge speaks for; never an edge itself."""
     if not isinstance(context, Call):

@@ -25,10 +25,10 @@ from cells.reading import ReadEngine, fetch
 from cells.requests import Checker, idempotency_of, timeout_of, timestamp
 from cells.vault.keyring import NO_TIME
 from router.errors import Refusal
-from router.identity import caller_of
+from router.identity import caller_of, is_edge
 from router.ids import Kind, slot_of_id
 from router.signing.call import SIGNER
-from router.signing.gate import EDGE, SIGNATURE_HEADER, signed_answer
+from router.signing.gate import SIGNATURE_HEADER, signed_answer
 from router.signing.keys import BadKey, check_key, digest_of, is_signed
 from router.signing.model import Algorithm, Answer
 from router.signing.rules import Malformed, canonical_proof
@@ -239,8 +239,7 @@ def _check_proof(check: Checker, algorithm: Algorithm, request: pb.RegisterKeyRe
 
 def _require_signer(context: Any) -> None:
     """Whoever comes in at the edge changes keys with a key that is there already."""
-    caller = caller_of(context)
-    if caller is not None and caller.kind == EDGE and not SIGNER.get():
+    if is_edge(caller_of(context)) and not SIGNER.get():
         raise Refusal(
             grpc.StatusCode.UNAUTHENTICATED,
             "SIGNATURE_REQUIRED",

@@ -21,6 +21,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cells.database import KeptConnection, forget_plans, is_away, is_contention, sqlstate_of
+from cells.gathering import gathered
 from cells.ledger.book import MoneyBroken
 from cells.ledger.model import Command, Outcome
 from cells.ledger.store import commit_group
@@ -177,7 +178,7 @@ class Lane:
         try:
             while True:
                 await self._filled.wait()
-                await self._gather()
+                await gathered(self._queue, self._settings)
                 group = self._take()
                 if group:
                     await self._commit(group)
@@ -195,21 +196,6 @@ class Lane:
         except Exception as error:
             # The next group will find out what there is to find out.
             log.info("plans were not made anew", error=type(error).__name__)
-
-    async def _gather(self) -> None:
-        """Lets a group grow while commands keep coming, a few ms at the most.
-
-        Without this, small groups take the processor from the intake that would make them larger,
-        and stay small. A lone command does not wait.
-        """
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._settings.gather_max_s
-        seen = 1
-        while seen < (waiting := len(self._queue)) < self._settings.batch_size_max:
-            if loop.time() >= until:
-                return
-            seen = waiting
-            await asyncio.sleep(self._settings.gather_step_s)
 
     def _take(self) -> list[_Pending]:
         """Up to a full group, without those whose caller has gone or whose time is up."""

@@ -100,21 +100,26 @@ async def connect_jetstream(url: str, name: str, tls: TlsFiles | None = None) ->
 
 
 async def ensure_stream(stream: Any) -> None:
-    """Makes the stream when it is absent; one that is there stays as its operator made it."""
+    await make_if_absent(
+        stream,
+        StreamConfig(
+            name=STREAM,
+            subjects=[SUBJECTS],
+            retention=RetentionPolicy.LIMITS,
+            storage=StorageType.FILE,
+            duplicate_window=_DUPLICATE_WINDOW_S,
+            max_age=_AGE_MAX_S,
+        ),
+    )
+
+
+async def make_if_absent(stream: Any, config: StreamConfig) -> None:
+    """A stream that is there stays as its operator made it."""
     try:
-        await stream.stream_info(STREAM)
+        await stream.stream_info(config.name)
     except NotFoundError:
-        await stream.add_stream(
-            StreamConfig(
-                name=STREAM,
-                subjects=[SUBJECTS],
-                retention=RetentionPolicy.LIMITS,
-                storage=StorageType.FILE,
-                duplicate_window=_DUPLICATE_WINDOW_S,
-                max_age=_AGE_MAX_S,
-            )
-        )
-        log.info("the stream was made", stream=STREAM)
+        await stream.add_stream(config)
+        log.info("the stream was made", stream=config.name)
 
 
 async def publish(

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import structlog
 
+from cells.gathering import gathered
 from cells.ledger.model import Accepted, Command, Outcome, Reason
 from cells.ledger.worker import Lanes
 from cells.requests import timeout_of
@@ -237,7 +238,7 @@ class Screening:
         """Takes and judges the next group."""
         async with self._gathering:
             await self._filled.wait()
-            await self._gather()
+            await gathered(self._queue, self._settings)
             group = self._take()
         if not group:
             return
@@ -250,17 +251,6 @@ class Screening:
             log.warning("risk cannot judge", error=type(error).__name__, requests=len(group))
         for pending in group:
             pending.fail()
-
-    async def _gather(self) -> None:
-        """As a lane's (`cells.ledger.worker`): lets a group grow while requests keep coming."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._settings.gather_max_s
-        seen = 1
-        while seen < (waiting := len(self._queue)) < self._settings.batch_size_max:
-            if loop.time() >= until:
-                return
-            seen = waiting
-            await asyncio.sleep(self._settings.gather_step_s)
 
     def _take(self) -> list[_Pending]:
         group: list[_Pending] = []

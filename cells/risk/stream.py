@@ -21,11 +21,10 @@ from typing import Any, NamedTuple
 import nats.errors
 import structlog
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
-from nats.js.errors import NotFoundError
 
 from cells.breakers.board import Breaker
 from cells.cancellation import go_on_unless_cancelled
-from cells.outbox.stream import connect_jetstream
+from cells.outbox.stream import connect_jetstream, make_if_absent
 from router.client.tls import TlsFiles
 from router.risk.record import STREAM, SUBJECT_PREFIX, Record, encode
 
@@ -55,22 +54,18 @@ _BACKOFF_CAP_S = 2.0
 
 
 async def ensure_stream(stream: Any) -> None:
-    """Makes the stream when it is absent; one that is there stays as its operator made it."""
-    try:
-        await stream.stream_info(STREAM)
-    except NotFoundError:
-        await stream.add_stream(
-            StreamConfig(
-                name=STREAM,
-                subjects=[SUBJECTS],
-                retention=RetentionPolicy.LIMITS,
-                storage=StorageType.FILE,
-                duplicate_window=_DUPLICATE_WINDOW_S,
-                max_age=_AGE_MAX_S,
-                max_bytes=_BYTES_MAX,
-            )
-        )
-        log.info("the stream was made", stream=STREAM)
+    await make_if_absent(
+        stream,
+        StreamConfig(
+            name=STREAM,
+            subjects=[SUBJECTS],
+            retention=RetentionPolicy.LIMITS,
+            storage=StorageType.FILE,
+            duplicate_window=_DUPLICATE_WINDOW_S,
+            max_age=_AGE_MAX_S,
+            max_bytes=_BYTES_MAX,
+        ),
+    )
 
 
 class _Batch(NamedTuple):

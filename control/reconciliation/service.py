@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Awaitable
 from datetime import date
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 from cellpay.control.v1 import reconciliation_pb2 as pb
@@ -15,7 +14,7 @@ from cellpay.money.v1.money_pb2 import Money
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from control.audit import audit_put, audit_record
-from control.fencing import DATABASE_FAULTS
+from control.fencing import asked
 from control.reconciliation.model import Break, Case, Proposal, Run
 from control.reconciliation.rules import No, decide, propose
 from control.reconciliation.store import CaseStore
@@ -23,7 +22,6 @@ from control.service import check_reader, operator_of, page_of
 from router.errors import Refusal, Violation, bad_request
 from router.store.model import Store
 
-T = TypeVar("T")
 _CHANNEL = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
 _PAGE_SIZE_DEFAULT = 100
 _PAGE_SIZE_MAX = 500
@@ -44,11 +42,11 @@ class ReconciliationService(reconciliation_pb2_grpc.ReconciliationServiceService
             _check_day(request.channel, request.clearing_date)
             await self._record(actor, action, detail, request.reason)
             work = self._cases.request(request.channel, request.clearing_date, actor)
-            return _run_message(await self._ask(work))
+            return _run_message(await asked(work))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
         check_reader(context)
-        runs = await self._ask(self._cases.runs(request.channel))
+        runs = await asked(self._cases.runs(request.channel))
         page, token = page_of(runs, request.page_size, request.page_token, _run_key)
         return pb.ListRunsResponse(runs=[_run_message(run) for run in page], next_page_token=token)
 
@@ -61,7 +59,7 @@ class ReconciliationService(reconciliation_pb2_grpc.ReconciliationServiceService
         work = self._cases.breaks(
             request.channel, request.clearing_date, request.state, after, size + 1
         )
-        found = await self._ask(work)
+        found = await asked(work)
         page = found[:size]
         token = _token(page[-1]) if len(found) > size else ""
         return pb.ListBreaksResponse(
@@ -73,7 +71,7 @@ class ReconciliationService(reconciliation_pb2_grpc.ReconciliationServiceService
         size = _size(request.page_size)
         after = _after(request.page_token)
         work = self._cases.cases(request.channel, request.decided, after, size + 1)
-        found = await self._ask(work)
+        found = await asked(work)
         page = found[:size]
         token = _token(page[-1].of) if len(found) > size else ""
         return pb.ListCasesResponse(
@@ -92,7 +90,7 @@ class ReconciliationService(reconciliation_pb2_grpc.ReconciliationServiceService
             _require(propose(case, proposal))
             audit_id = await self._record(actor, action, detail, request.reason)
             work = self._cases.propose(case, proposal, actor, request.reason, audit_id)
-            return await self._after(await self._ask(work), case)
+            return await self._after(await asked(work), case)
 
     async def DecideCase(
         self, request: pb.DecideCaseRequest, context: Any
@@ -109,19 +107,7 @@ class ReconciliationService(reconciliation_pb2_grpc.ReconciliationServiceService
             work = self._cases.decide(
                 case, actor, request.reason, audit_id, approve=request.approve
             )
-            return await self._after(await self._ask(work), case)
-
-    async def _ask(self, work: Awaitable[T]) -> T:
-        """Of the database, which may be away."""
-        try:
-            return await work
-        except DATABASE_FAULTS as error:
-            raise Refusal(
-                grpc.StatusCode.UNAVAILABLE,
-                "DATABASE_UNAVAILABLE",
-                f"the database is away ({type(error).__name__})",
-                retry_after_ms=1000,
-            ) from error
+            return await self._after(await asked(work), case)
 
     async def _record(self, actor: str, action: str, detail: str, reason: str) -> str:
         """Before the effect, which is in the database and names it."""
@@ -138,7 +124,7 @@ class ReconciliationService(reconciliation_pb2_grpc.ReconciliationServiceService
         return _case_message(await self._find(case.of.break_id))
 
     async def _find(self, break_id: str) -> Case:
-        case = await self._ask(self._cases.case(break_id))
+        case = await asked(self._cases.case(break_id))
         if case is None:
             raise Refusal(
                 grpc.StatusCode.NOT_FOUND, "CASE_NOT_FOUND", f"{break_id[:64]!r} has no case"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 from cellpay.control.v1 import reviews_pb2 as pb
@@ -14,7 +14,7 @@ from cellpay.risk.v1 import risk_pb2, risk_pb2_grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from control.audit import audit_put, audit_record
-from control.fencing import DATABASE_FAULTS
+from control.fencing import asked
 from control.reviews.store import Review, ReviewStore
 from control.service import check_reader, operator_of
 from router.errors import Refusal, Violation, bad_request, refusal_of
@@ -22,7 +22,6 @@ from router.ids import Kind, kind_of_id, slot_of_id
 from router.slots import slot_of_user
 from router.store.model import Store
 
-T = TypeVar("T")
 # A slot → its home cell's own service; None while it has no home that answers.
 Homes = Callable[[int], "risk_pb2_grpc.ReviewsServiceAsyncStub | None"]
 _PAGE_SIZE_DEFAULT = 100
@@ -47,7 +46,7 @@ class ReviewsService(reviews_pb2_grpc.ReviewsServiceServicer):
         size = min(request.page_size or _PAGE_SIZE_DEFAULT, _PAGE_SIZE_MAX)
         after = _after(request.page_token)
         work = self._reviews.list(request.user_id, after, size + 1, decided=request.all)
-        found = await _asked(work)
+        found = await asked(work)
         page = found[:size]
         return pb.ListReviewsResponse(
             reviews=[_message(item) for item in page],
@@ -110,23 +109,10 @@ class ReviewsService(reviews_pb2_grpc.ReviewsServiceServicer):
             known = False
         if not known:
             raise bad_request([Violation("review_id", "is no ID of a review")])
-        review = await _asked(self._reviews.find(slot_of_id(review_id), review_id))
+        review = await asked(self._reviews.find(slot_of_id(review_id), review_id))
         if review is None:
             raise Refusal(grpc.StatusCode.NOT_FOUND, "REVIEW_NOT_FOUND", "there is no such review")
         return review
-
-
-async def _asked(work: Awaitable[T]) -> T:
-    """Of the database, which may be away."""
-    try:
-        return await work
-    except DATABASE_FAULTS as error:
-        raise Refusal(
-            grpc.StatusCode.UNAVAILABLE,
-            "DATABASE_UNAVAILABLE",
-            f"the database is away ({type(error).__name__})",
-            retry_after_ms=1000,
-        ) from error
 
 
 def _message(review: Review) -> pb.Review:

@@ -21,7 +21,7 @@ import structlog
 
 from router.errors import Refusal, Violation, bad_request
 from router.home import SlotFinder
-from router.identity import caller_of
+from router.identity import caller_of, is_edge
 from router.policies.model import SignatureMode, Signatures
 from router.signing.call import IN_DOUBT, RECEIVED, SIGNER
 from router.signing.keys import Signer, digest_of, verify
@@ -41,7 +41,6 @@ from router.signing.wanted import Wanted, wanted_of
 log = structlog.get_logger(__name__)
 
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
-EDGE = "edge"
 # What http.lua and slot.lua tell of a signed request as it came in.
 TOLD = "x-cellpay-signed-"
 SIGNATURE_HEADER = "x-cellpay-signature"
@@ -124,7 +123,7 @@ class SignatureGate:
             told = _told(context)
             text = told.get("authorization", "")
             mode = method.wanted.of(method.named_by(request))
-            if mode == SignatureMode.OFF or not _from_edge(context):
+            if mode == SignatureMode.OFF or not is_edge(caller_of(context)):
                 return await behaviour(request, context)
             signed = self._verified(name, method, request, told, text)
             try:
@@ -138,7 +137,9 @@ class SignatureGate:
 
     def require(self, name: str, context: Any) -> None:
         """For streams, whose many messages have no signature: refused where one is required."""
-        if wanted_of(name, self._documents).mode == SignatureMode.REQUIRED and _from_edge(context):
+        if wanted_of(name, self._documents).mode == SignatureMode.REQUIRED and is_edge(
+            caller_of(context)
+        ):
             raise _unsigned("a stream cannot be signed")
 
     def _require_none(self, method: _Method, request: Any, context: Any) -> None:
@@ -146,7 +147,7 @@ class SignatureGate:
         if wanted.mode != SignatureMode.REQUIRED and not wanted.merchants:
             return
         required = wanted.of(method.named_by(request)) == SignatureMode.REQUIRED
-        if required and _from_edge(context):
+        if required and is_edge(caller_of(context)):
             raise _unsigned("this request must be signed")
 
     def _verified(
@@ -247,11 +248,6 @@ def _told(context: Any) -> dict[str, str]:
         for key, value in context.invocation_metadata() or ()
         if (key == "authorization" or key.startswith(TOLD)) and isinstance(value, str)
     }
-
-
-def _from_edge(context: Any) -> bool:
-    caller = caller_of(context)
-    return caller is not None and caller.kind == EDGE
 
 
 def _message(name: str, told: Mapping[str, str]) -> SignedMessage:
