@@ -8,7 +8,6 @@ Slots are never given back by themselves: a flapping cell stays out until somebo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from dataclasses import dataclass, field
 
@@ -39,6 +38,7 @@ from router.store.model import (
     Store,
     StoreUnavailable,
 )
+from router.waiting import heard
 
 log = structlog.get_logger(__name__)
 
@@ -112,10 +112,7 @@ class Watchman:
                 log.info("no failover now", reason=refusal.reason, why=refusal.message)
             except StoreUnavailable as error:
                 log.warning("etcd is away", why=str(error))
-            with contextlib.suppress(TimeoutError):
-                # Not wait_for: on Python 3.11 it loses a cancellation that comes with the result.
-                async with asyncio.timeout(wait_s):
-                    await changed.wait()
+            await heard(changed, wait_s)
 
     async def _look(self) -> float:
         """Starts a failover if one is due; returns how long to wait before the next look."""

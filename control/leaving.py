@@ -9,8 +9,6 @@ somebody restores it (pitfall 26, control/health.py).
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from control.operations.waves import Known
 from control.view import View
 from router.errors import Refusal
 from router.store.model import AWAY_CELLS_PREFIX, Store, StoreUnavailable
+from router.waiting import heard
 
 log = structlog.get_logger(__name__)
 
@@ -104,10 +103,7 @@ class Usher:
                 await self._look()
             except StoreUnavailable as error:
                 log.warning("etcd is away", why=str(error))
-            with contextlib.suppress(TimeoutError):
-                # Not wait_for: on Python 3.11 it loses a cancellation that comes with the result.
-                async with asyncio.timeout(_LOOK_INTERVAL_S):
-                    await changed.wait()
+            await heard(changed, _LOOK_INTERVAL_S)
 
     async def _look(self) -> None:
         view = self._view

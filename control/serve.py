@@ -8,7 +8,6 @@ Every controller serves xDS and reads; the leader runs operations and the automa
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import signal
 import sys
@@ -77,6 +76,7 @@ from router.store.model import (
     Store,
     StoreUnavailable,
 )
+from router.waiting import heard
 
 log = structlog.get_logger(__name__)
 
@@ -286,9 +286,7 @@ async def _run_operations(store: Store, view: View, runner: Runner, leadership: 
 
     async def work() -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_WAITING_INTERVAL_S):
-                    await news.wait()
+            await heard(news, _WAITING_INTERVAL_S)
             news.clear()
             if not leadership.leads:
                 continue

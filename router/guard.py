@@ -15,7 +15,6 @@ Both name the owner and the epoch in ErrorInfo, and both are safe to retry.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
@@ -41,6 +40,7 @@ from router.tracing.current import current
 from router.tracing.model import Root, SpanKind
 from router.tracing.rules import failure_of
 from router.tracing.tracer import Tracer
+from router.waiting import heard
 
 log = structlog.get_logger(__name__)
 
@@ -129,10 +129,7 @@ class SlotsHere:
             if left <= 0:
                 self._draining.pop(slot, None)
                 return
-            with contextlib.suppress(TimeoutError):
-                # Not wait_for: on Python 3.11 it loses a cancellation that comes with the result.
-                async with asyncio.timeout(left):
-                    await changed.wait()
+            await heard(changed, left)
 
     def _refusal(self, slot: int) -> Refusal:
         if self._map is None or not self._alive:

@@ -12,12 +12,10 @@ import time
 from struct import Struct
 
 import structlog
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from cells.breakers.board import Breaker
+from cells.redis import connect_redis
 from router.guard import SlotsHere
 from router.signing.gate import Novelty
 from router.signing.model import Authentic
@@ -91,12 +89,7 @@ _ANSWERS = {
 
 class RedisNonces:
     def __init__(self, redis_url: str, breaker: Breaker, here: SlotsHere) -> None:
-        self._redis: Redis = Redis.from_url(
-            redis_url,
-            socket_timeout=_CALL_WAIT_S,
-            socket_connect_timeout=_CALL_WAIT_S,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._redis = connect_redis(redis_url, _CALL_WAIT_S)
         self._take = self._redis.register_script(_TAKE)
         self._begin = self._redis.register_script(_BEGIN)
         self._breaker = breaker

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import structlog
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from cells.breakers.board import Breaker
+from cells.redis import connect_redis
 from router.admission.rules import NamedRate
 from router.policies.model import RedisAway
 
@@ -52,12 +50,7 @@ return {0, 0}
 
 class RedisRates:
     def __init__(self, redis_url: str, breaker: Breaker) -> None:
-        self._redis: Redis = Redis.from_url(
-            redis_url,
-            socket_timeout=_CALL_WAIT_S,
-            socket_connect_timeout=_CALL_WAIT_S,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._redis = connect_redis(redis_url, _CALL_WAIT_S)
         self._breaker = breaker
         self._digest = ""
 

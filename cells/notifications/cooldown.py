@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 
 import structlog
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+
+from cells.redis import connect_redis
 
 log = structlog.get_logger(__name__)
 
@@ -29,13 +28,7 @@ _COUNT_MAX = 1000
 
 class CoolDowns:
     def __init__(self, redis_url: str) -> None:
-        self._redis: Redis = Redis.from_url(
-            redis_url,
-            socket_timeout=_CALL_WAIT_S,
-            socket_connect_timeout=_CALL_WAIT_S,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=True,
-        )
+        self._redis = connect_redis(redis_url, _CALL_WAIT_S, text=True)
         self._away_until = 0.0
 
     async def cooling(self) -> frozenset[str]:

@@ -45,6 +45,7 @@ from router.signing.keys import Signer
 from router.tracing.model import SpanKind
 from router.tracing.rules import TRACEPARENT
 from router.tracing.tracer import Tracer, root
+from router.waiting import heard
 
 log = structlog.get_logger(__name__)
 
@@ -138,10 +139,7 @@ class Webhooks:
 
     async def _pause(self, seconds: float) -> None:
         """Until then, or until an attempt has ended."""
-        # Not wait_for: Python 3.11's loses a cancellation that comes together with the event.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._freed.wait()
+        await heard(self._freed, seconds)
 
     async def _begin_due(self, session: aiohttp.ClientSession, group: asyncio.TaskGroup) -> int:
         """Begins what is due and has room; returns how many."""

@@ -11,12 +11,10 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha1
 
 import structlog
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from cells.breakers.board import Breaker
+from cells.redis import connect_redis
 from cells.risk.interface import FeaturesAway
 from cells.risk.layout import (
     FEATURES_KEY,
@@ -149,13 +147,7 @@ class RedisFeatures:
         self, redis_url: str, breaker: Breaker, *, wait_s: float = 0.02, stale_s: float = 30.0
     ) -> None:
         """`wait_s`: for an answer. `stale_s`: how far behind the stream still is an answer."""
-        self._redis: Redis = Redis.from_url(
-            redis_url,
-            socket_timeout=wait_s,
-            # A connection takes more turns of the event loop than an answer.
-            socket_connect_timeout=wait_s,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._redis = connect_redis(redis_url, wait_s)
         self._breaker = breaker
         self._wait_s = wait_s
         self._stale_ms = int(stale_s * 1000)

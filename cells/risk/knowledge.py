@@ -29,6 +29,7 @@ from router.risk.facts import Type
 from router.risk.features import FeatureSet
 from router.risk.lists import Lists
 from router.risk.ruleset import Rules
+from router.waiting import heard
 
 log = structlog.get_logger(__name__)
 
@@ -112,13 +113,8 @@ class Knowing:
     async def run(self) -> None:
         """For ever."""
         while True:
-            # Not wait_for: on Python 3.11 it loses a cancellation that comes with the result.
-            try:
-                async with asyncio.timeout(self._patience_s()):
-                    await self._heard.wait()
-            except TimeoutError:
-                if not self._is_due():
-                    continue
+            if not await heard(self._heard, self._patience_s()) and not self._is_due():
+                continue
             self._heard.clear()
             if self._book is not None:
                 await self._make(self._book)

@@ -42,11 +42,6 @@ def slack_buckets(feature: Feature) -> int:
     return -(-SLACK_MS // feature.bucket_ms)
 
 
-def ends_ms(feature: Feature, bucket: int) -> int:
-    """When no value is made of this bucket any more."""
-    return (bucket + feature.buckets) * feature.bucket_ms + SLACK_MS
-
-
 def counted(value: int) -> int:
     """Within what a sum can be."""
     return min(max(value, 0), SUM_MAX)

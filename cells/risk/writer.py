@@ -13,11 +13,9 @@ from hashlib import sha1
 from typing import Any
 
 import structlog
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 
+from cells.redis import connect_redis
 from cells.risk.layout import (
     FEATURES_KEY,
     MEMBERS_MAX,
@@ -220,12 +218,7 @@ class FeatureWriter:
     """Raises RedisError, OSError or TimeoutError; nothing is half done then."""
 
     def __init__(self, redis_url: str) -> None:
-        self._redis: Redis = Redis.from_url(
-            redis_url,
-            socket_timeout=_CALL_WAIT_S,
-            socket_connect_timeout=_CALL_WAIT_S,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._redis = connect_redis(redis_url, _CALL_WAIT_S)
         self._packing = Packing(Plan.of(FeatureSet()))
 
     async def states(self, plan: Plan) -> Mapping[bytes, State]:

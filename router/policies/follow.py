@@ -7,7 +7,6 @@ of its own, so that the report vanishes with the process.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from router.policies.model import POLICIES_PREFIX, REPORTS_PREFIX
 from router.policies.rules import PolicySet, take
 from router.store.leased import LeasedValue
 from router.store.model import Store, StoreUnavailable
+from router.waiting import heard
 
 log = structlog.get_logger(__name__)
 
@@ -92,10 +92,7 @@ class Reporter:
                 await self._tell()
             except StoreUnavailable as error:
                 log.info("etcd does not hear of the policies applied", why=str(error))
-            with contextlib.suppress(TimeoutError):
-                # Not wait_for: on Python 3.11 it loses a cancellation that comes with the result.
-                async with asyncio.timeout(_REPORT_INTERVAL_S):
-                    await changed.wait()
+            await heard(changed, _REPORT_INTERVAL_S)
 
     async def _tell(self) -> None:
         applied = [list(item) for item in self._follower.now.applied]

@@ -48,6 +48,7 @@ from cells.channels.model import (
     Request,
     Verdict,
 )
+from router.waiting import heard
 
 log = structlog.get_logger(__name__)
 
@@ -192,11 +193,7 @@ class BatchChannel:
 
     async def _deliver_windows(self, group: asyncio.TaskGroup) -> None:
         while True:
-            try:
-                async with asyncio.timeout(self._options.window_s):
-                    await self._full.wait()
-            except TimeoutError:
-                pass
+            await heard(self._full, self._options.window_s)
             self._full.clear()
             for file in self._close_window():
                 # The next window does not wait for a bank that is away.
@@ -301,9 +298,9 @@ class BatchChannel:
         if answer.verdict.is_final:
             self._sent.pop(reference, None)
         asking = self._asked.pop(reference, [])
-        for heard in asking:
-            if not heard.done():
-                heard.set_result(answer)
+        for asker in asking:
+            if not asker.done():
+                asker.set_result(answer)
         if not asking:
             self._listener(Heard(self._name, reference, answer))
 

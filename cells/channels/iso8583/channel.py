@@ -39,6 +39,7 @@ from cells.channels.model import (
     Request,
     Verdict,
 )
+from router.waiting import heard
 
 log = structlog.get_logger(__name__)
 
@@ -137,11 +138,7 @@ class IsoChannel:
             self._give_up(key, AnswerReason.TIMED_OUT)
 
     async def _ready(self, wait_s: float) -> Connection | None:
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._up.wait()
-        except TimeoutError:
-            pass
+        await heard(self._up, wait_s)
         return self._connection
 
     def _prepared(self, request: Request, spelling: Spelling) -> tuple[Fields, Sent]:
