@@ -7,7 +7,7 @@ that cells follow is ever half.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
@@ -19,9 +19,9 @@ from router.risk.artefact import ModelMode, RiskModel
 from router.risk.compiling import Compiling
 from router.risk.expressions import BadExpression
 from router.risk.facts import FEATURE_PREFIX, Type, schema
-from router.risk.features import FeatureSet
+from router.risk.features import Feature, FeatureSet
 from router.risk.lists import RiskList
-from router.risk.model import RULES_MAX, RuleSet
+from router.risk.model import RULES_MAX, Rule, RuleSet
 
 # Of what one document's change would break in others, so many are told.
 _TOLD_MAX = 20
@@ -133,14 +133,18 @@ def broken_by(
     return found[:_TOLD_MAX]
 
 
+def _elsewhere(
+    documents: Mapping[str, Sequence[Rule] | Sequence[Feature]], name: str
+) -> dict[str, str]:
+    """What the other documents have, and which of them: names are the whole mesh's."""
+    return {
+        item.name: other for other, items in documents.items() if other != name for item in items
+    }
+
+
 def _of_rules(book: Rulebook, name: str, compiling: Compiling | None) -> Iterator[Violation]:
     document = book.rules[name]
-    elsewhere = {
-        rule.name: other
-        for other, item in book.rules.items()
-        if other != name
-        for rule in item.rules
-    }
+    elsewhere = _elsewhere({other: item.rules for other, item in book.rules.items()}, name)
     for number, rule in enumerate(document.rules):
         if rule.name in elsewhere:
             why = f"{rule.name} stands in risk-rules/{elsewhere[rule.name]} too"
@@ -157,12 +161,7 @@ def _of_rules(book: Rulebook, name: str, compiling: Compiling | None) -> Iterato
 def _of_features(book: Rulebook, name: str) -> Iterator[tuple[str, str]]:
     document = book.features[name]
     yield from features.faults(document)
-    elsewhere = {
-        feature.name: other
-        for other, item in book.features.items()
-        if other != name
-        for feature in item.features
-    }
+    elsewhere = _elsewhere({other: item.features for other, item in book.features.items()}, name)
     for number, feature in enumerate(document.features):
         if feature.name in elsewhere:
             why = f"{feature.name} stands in risk-features/{elsewhere[feature.name]} too"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Mapping
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any
@@ -42,6 +43,11 @@ def error_of(error: BaseException) -> str:
     if isinstance(error, asyncio.CancelledError):
         return "CANCELLED"
     return type(error).__name__
+
+
+def noted(known: dict[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    """A span's attributes with these; `cellpay.` is put before each."""
+    return {**(known or {}), **{f"cellpay.{name}": value for name, value in more.items()}}
 
 
 class span:
@@ -101,12 +107,9 @@ class span:
         return self.scope.traceparent if self.scope is not None else ""
 
     def note(self, **attributes: Any) -> None:
-        """Adds attributes; `cellpay.` is put before each."""
+        """Adds attributes."""
         if self.scope is not None:
-            if self._attributes is None:
-                self._attributes = {}
-            for name, value in attributes.items():
-                self._attributes[f"cellpay.{name}"] = value
+            self._attributes = noted(self._attributes, attributes)
 
     def fail(self, error: str) -> None:
         """It ended without an exception, and not well."""

@@ -14,7 +14,7 @@ from contextvars import Token
 from types import TracebackType
 from typing import Any, Protocol
 
-from router.tracing.current import current, error_of, new_span_id
+from router.tracing.current import current, error_of, new_span_id, noted
 from router.tracing.groups import Waited
 from router.tracing.model import Line, Root, Scope, SpanKind, Trace, TracingSettings
 from router.tracing.rules import is_sampled, parse_traceparent, threshold_of
@@ -160,10 +160,7 @@ class root:
 
     def note(self, **attributes: Any) -> None:
         if self.scope is not None:
-            if self.scope.attributes is None:
-                self.scope.attributes = {}
-            for name, value in attributes.items():
-                self.scope.attributes[f"cellpay.{name}"] = value
+            self.scope.attributes = noted(self.scope.attributes, attributes)
 
     def fail(self, error: str) -> None:
         self._error = error
