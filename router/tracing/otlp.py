@@ -11,9 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import KeyValue
-from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from cellpay.telemetry.v1.otlp_pb2 import ExportTraceServiceRequest, KeyValue, Span, Status
 
 from router.redaction import redacted, redacted_value
 from router.tracing.groups import LINKS_MAX, Waited

@@ -18,10 +18,12 @@ import grpc
 import pytest
 import structlog
 from cellpay.payments.v1 import payments_pb2 as pb
+from cellpay.telemetry.v1.otlp_pb2 import ExportTraceServiceRequest
+from google.protobuf.descriptor import Descriptor
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry import trace
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as official
 
 from router.errors import Refusal
 from router.logs import add_trace
@@ -348,6 +350,26 @@ def test_a_line_becomes_a_span_of_otlp() -> None:
     assert values["cellpay.slot"].int_value == 7
     assert values["flag"].bool_value is True
     assert values["ms"].double_value == 1.5
+
+
+def _fields(message: Descriptor) -> dict[str, tuple[int, bool]]:
+    """Each field's path of numbers, with its type and whether there are many."""
+    found: dict[str, tuple[int, bool]] = {}
+    for field in message.fields:
+        found[str(field.number)] = (field.type, field.is_repeated)
+        # An official AnyValue holds AnyValues.
+        if field.message_type and field.message_type.name not in {"ArrayValue", "KeyValueList"}:
+            inner = _fields(field.message_type)
+            found |= {f"{field.number}.{path}": kind for path, kind in inner.items()}
+    return found
+
+
+def test_it_is_otlp_field_by_field() -> None:
+    """Against whichever version of the official stubs is there: of names nothing is on the wire."""
+    ours = _fields(ExportTraceServiceRequest.DESCRIPTOR)
+    theirs = _fields(official.ExportTraceServiceRequest.DESCRIPTOR)
+    assert len(ours) > 25
+    assert ours.items() <= theirs.items()
 
 
 @pytest.mark.parametrize(
