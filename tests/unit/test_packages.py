@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections import defaultdict
 from importlib.metadata import distributions
 
@@ -12,9 +13,10 @@ _HARMLESS = ("google/", "envoy/__init__.py", "cel/__init__.py")
 def test_no_two_packages_write_a_file_that_matters() -> None:
     owners: dict[str, set[str]] = defaultdict(set)
     for package in distributions():
-        for file in package.files or ():
-            if file.suffix != ".pyc":
-                owners[file.as_posix()].add(package.name)
+        # `package.files` is right too, and takes ten seconds.
+        for file, *_ in csv.reader((package.read_text("RECORD") or "").splitlines()):
+            if not file.endswith(".pyc"):
+                owners[file].add(package.name)
     assert "pytest" in set().union(*owners.values())
     twice = {file: names for file, names in owners.items() if len(names) > 1}
     assert {file: names for file, names in twice.items() if not file.startswith(_HARMLESS)} == {}
