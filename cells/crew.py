@@ -140,14 +140,13 @@ def size_in(
     group.create_task(elasticity.run())
 
 
-def join_in(group: asyncio.TaskGroup, settings: CellSettings, crew: Crew, here: SlotsHere) -> None:
+def join_in(group: asyncio.TaskGroup, settings: CellSettings, crew: Crew) -> None:
     """A process that a cell elsewhere tells the mesh of."""
 
     async def enter() -> None:
         await crew.warming()
         await crew.joining.keep()
 
-    here.set_alive(False)
     group.create_task(crew.telling.probes.run(settings.probe_listen))
     group.create_task(crew.joining.follow_lease())
     group.create_task(enter())

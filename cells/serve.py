@@ -48,7 +48,6 @@ from cells.health import Reporter
 from cells.keys.signing import Signing
 from cells.ledger.book import MoneyBroken
 from cells.ledger.worker import Lanes
-from cells.membership import Membership
 from cells.notifications.secrets import Sealing, Secrets
 from cells.notifications.service import NotificationsService
 from cells.orders.service import OrdersService
@@ -119,7 +118,8 @@ class Guarding:
 
 async def serve(settings: CellSettings, role: Role) -> None:
     """Runs until SIGTERM; raises when it must stop (a broken money invariant)."""
-    here = SlotsHere(settings.cell)
+    # No process takes anything before the mesh has heard of it.
+    here = SlotsHere(settings.cell, alive=False)
     lane_engine, read_engine = _engines(settings)
     lanes = Lanes(lane_engine, settings.cell, settings.lanes)
     store = connect_etcd(settings.etcd, settings.etcd_tls)
@@ -171,9 +171,9 @@ async def serve(settings: CellSettings, role: Role) -> None:
                     keeping = _keeping(lanes, read_engine, here, vault, settings, policing)
                     _mend_in(group, gains, recovery, (Settlement(*settling), *keeping))
                 elif role.joins:
-                    join_in(group, settings, crew, here)
+                    join_in(group, settings, crew)
                 else:
-                    _follow_in(group, crew.membership, here)
+                    group.create_task(crew.membership.follow_lease())
                     group.create_task(live_with_the_first(settings, role, address, here, crew))
         except* Terminated:
             log.info("the cell stops")
@@ -221,12 +221,6 @@ def _run_in(
     group.create_task(signing.run(publish=role.is_first))
     if read_engine.replica is not None:
         group.create_task(read_engine.replica.run())
-
-
-def _follow_in(group: asyncio.TaskGroup, membership: Membership, here: SlotsHere) -> None:
-    """A further process takes nothing before it has seen the cell's lease."""
-    here.set_alive(False)
-    group.create_task(membership.follow_lease())
 
 
 def _mend_in(
@@ -391,8 +385,8 @@ def _server(
 
 
 async def _announce(health_servicer: Any, here: SlotsHere) -> None:
-    """Health says SERVING once the cell knows the slot map."""
-    while here.map is None:
+    """Health says SERVING once the cell knows the slot map, and the mesh the cell."""
+    while not here.takes_work():
         await asyncio.sleep(0.02)
     await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
     log.info("serving", cell=here.cell)

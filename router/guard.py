@@ -50,7 +50,7 @@ Behaviour = Callable[[Any, Any], Awaitable[Any]]
 class SlotsHere:
     """What this cell believes of its slots: the map, what moves away, what is under way."""
 
-    def __init__(self, cell: str) -> None:
+    def __init__(self, cell: str, *, alive: bool = True) -> None:
         self.cell = cell
         self._map: SlotMap | None = None
         self._mine = [False] * SLOT_COUNT
@@ -58,7 +58,7 @@ class SlotsHere:
         self._draining: dict[int, float] = {}
         self._in_flight = [0] * SLOT_COUNT
         self._changed = asyncio.Event()
-        self._alive = True
+        self._alive = alive
         # What the last map that brought any has brought; nothing while there was only one map.
         self.newcomers: frozenset[int] = frozenset()
 

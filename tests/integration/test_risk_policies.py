@@ -198,6 +198,8 @@ async def test_the_stream_of_records_is_replayed_under_other_rules(
         item for item in found["actions"] if (item["was"], item["now"]) == ("allow", "deny")
     )
     assert (change["count"], change["amounts"]) == (2, {"USD": 705})
-    assert {item["user"] for item in found["examples"]} == {"replay-21", "replay-22"}
+    # The stream has other tests' records too, which may end otherwise for other reasons.
+    shown = [item for item in found["examples"] if (item["was"], item["now"]) == ("allow", "deny")]
+    assert {item["user"] for item in shown} == {"replay-21", "replay-22"}
     lines = [json.loads(line)[0] for line in _run(session, "records", "--from", "1h").splitlines()]
     assert "d22" in {line[0] for line in lines}

@@ -50,7 +50,8 @@ async def engine(server_url: URL) -> AsyncIterator[AsyncEngine]:
 
 def retention(engine: AsyncEngine, days: float = 30, batch_max: int = 2) -> Retention:
     here = SlotsHere("a")
-    here.publish(SlotMap((Owned(0, 1023, "a", 1),)))
+    # It pauses after each slot.
+    here.publish(SlotMap((Owned(0, 9, "a", 1), Owned(10, 1023, "b", 1))))
     return Retention(engine, here, days * DAY_S, batch_max=batch_max)
 
 
