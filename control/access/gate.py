@@ -15,6 +15,7 @@ import grpc
 import structlog
 from google.protobuf.json_format import MessageToDict
 
+from control.access.headers import APPROVAL_HEADER, BREAK_GLASS_HEADER
 from control.access.rules import (
     Role,
     goes_on_without_store,
@@ -37,8 +38,6 @@ from router.store.model import Store
 
 log = structlog.get_logger(__name__)
 
-APPROVAL_HEADER = "x-cellpay-approval"
-BREAK_GLASS_HEADER = "x-cellpay-break-glass"
 _YES = "yes"
 _DETAIL_CHARACTERS_MAX = 512
 _REASON_CHARACTERS_MAX = 256

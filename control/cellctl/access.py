@@ -12,35 +12,27 @@ import typer
 from cellpay.control.v1 import access_pb2 as pb
 from cellpay.control.v1 import control_pb2
 
+from control.cellctl.options import DATA, DEFAULT_DATA, JSON, REASON
 from control.cellctl.session import Session
 from control.cellctl.show import console, errors, print_json, table
 from control.mesh import rotation
 from control.mesh.state import locked
 from router.identity import spiffe_id
 
-DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
-JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-REASON = Annotated[str, typer.Option("--reason", help="Why; kept in the audit log.")]
 ROLES = Annotated[
     list[str], typer.Option("--role", help="viewer, operator, approver or drill; may be repeated.")
 ]
-DEFAULT_DATA = Path(".cellpay")
 _TIMEOUT_S = 10
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 # Their certificates are workloads' own.
 _RESERVED = re.compile(r"(operator|client|edge|ca|(cell|controller|etcd)(-.*)?)")
 
-identity = typer.Typer(help="Identities of people, and the mesh's certificates.")
-roles = typer.Typer(help="Which identity has which roles.")
-approvals = typer.Typer(help="What waits for a second person.")
+identity = typer.Typer(
+    help="Identities of people, and the mesh's certificates.", no_args_is_help=True
+)
+roles = typer.Typer(help="Which identity has which roles.", no_args_is_help=True)
+approvals = typer.Typer(help="What waits for a second person.", no_args_is_help=True)
 audit = typer.Typer(help="Who did what, when and why.", invoke_without_command=True)
-
-
-def register(app: typer.Typer) -> None:
-    app.add_typer(identity, name="identity", no_args_is_help=True)
-    app.add_typer(roles, name="roles", no_args_is_help=True)
-    app.add_typer(approvals, name="approvals", no_args_is_help=True)
-    app.add_typer(audit, name="audit")
 
 
 @identity.command()

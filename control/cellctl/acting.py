@@ -15,17 +15,14 @@ from typing import Any
 
 import grpc
 
-from control.access.gate import APPROVAL_HEADER, BREAK_GLASS_HEADER
+from control.access.headers import APPROVAL_HEADER, BREAK_GLASS_HEADER
+from control.cellctl.failures import MissingValue
 
 AS_VARIABLE = "CELLPAY_AS"
 APPROVAL_VARIABLE = "CELLPAY_APPROVAL"
 BREAK_GLASS_VARIABLE = "CELLPAY_BREAK_GLASS"
 _VALUED = {"--as": AS_VARIABLE, "--approval": APPROVAL_VARIABLE}
 _BREAK_GLASS = "--break-glass"
-
-
-class MissingValue(Exception):
-    """An option at the end of the line, without what should follow it."""
 
 
 def take_acting(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

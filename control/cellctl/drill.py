@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from cellpay.control.v1 import drills_pb2 as pb
 
+from control.cellctl.options import DATA, DEFAULT_DATA, JSON, REASON
 from control.cellctl.session import Session
 from control.cellctl.show import console, print_json, table
 
-app = typer.Typer(help=__doc__, no_args_is_help=True)
+app = typer.Typer(
+    help="Planned faults, healed by their end, lease or process.", no_args_is_help=True
+)
 
-DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
-JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-REASON = Annotated[str, typer.Option("--reason", help="Why; kept in the audit log.")]
 WAIT = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow it.")]
-DEFAULT_DATA = Path(".cellpay")
 
 _ENDED = frozenset(
     {

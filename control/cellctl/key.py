@@ -15,15 +15,13 @@ import typer
 from cellpay.keys.v1 import keys_pb2 as pb
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
+from control.cellctl.options import DATA, DEFAULT_DATA, JSON
 from control.cellctl.session import Session
 from control.cellctl.show import print_json, table
 from router.client import CallPolicy, Mesh
 
 app = typer.Typer(help="Merchants' public keys.", add_completion=False, no_args_is_help=True)
 
-DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
-JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DEFAULT_DATA = Path(".cellpay")
 _COLUMNS = ("key", "algorithm", "state", "from", "until", "reason")
 _TIMEOUT_S = 20.0
 _Answer = TypeVar("_Answer")

@@ -17,15 +17,22 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import Annotated
 
 import grpc
+import typer
 from cellpay.accounts.v1 import accounts_pb2
 from cellpay.money.v1.money_pb2 import Money
 from cellpay.orders.v1 import orders_pb2
 from cellpay.payments.v1 import payments_pb2
 from iso4217 import Currency
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from router.client import Mesh
+from control.cellctl.failures import NotLoadable
+from control.cellctl.options import DATA, DEFAULT_DATA
+from control.cellctl.session import Session
+from control.cellctl.show import console, decimal_amount, errors
+from router.client import CallPolicy, Mesh
 from router.errors import Refusal, details_of
 
 COLUMNS = ("user_id", "ordered_at", "merchant_id", "amount", "currency")
@@ -33,10 +40,6 @@ AMOUNT_MAX_MINOR = 2**53
 _EXPONENTS = {currency.code: currency.exponent or 0 for currency in Currency}
 _NAME_CHARACTERS_MAX = 64
 _FUNDING_TRIES_MAX = 5
-
-
-class NotLoadable(ValueError):
-    """The file as a whole cannot be read as purchases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,3 +280,40 @@ class Loader:
                 await self._fund(item.user_id, item.currency, unpaid)
         self._reject(item, failure)
         return False
+
+
+def load(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    data: DATA = DEFAULT_DATA,
+    concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Users at once.")] = 32,
+) -> None:
+    """Replays purchases from a CSV file; a second run of the same file adds nothing."""
+    side_file = file.with_name(f"{file.stem}.rejected.csv")
+    report = asyncio.run(_load(file, data, concurrency))
+    if report.rejected:
+        write_rejected(side_file, report.rejected)
+    _show(report, str(side_file))
+
+
+async def _load(file: Path, data: Path, concurrency: int) -> LoadReport:
+    purchases, rejected = read_purchases(file)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
+    async with Session.open(data).mesh(CallPolicy(timeout_s=60)) as mesh:
+        with Progress(*columns, console=errors, transient=True) as bar:
+            task = bar.add_task(file.name, total=len(purchases))
+            loader = Loader(mesh, concurrency_max=concurrency, on_paid=lambda _: bar.advance(task))
+            return await loader.run(purchases, rejected)
+
+
+def _show(report: LoadReport, side_file: str) -> None:
+    for (merchant_id, currency), minor in sorted(report.merchants.items()):
+        console.print(f"  {merchant_id}: {decimal_amount(minor, currency)} {currency}")
+    console.print(
+        f"{report.rows} rows: {report.paid} paid now, {report.found_paid} were paid before, "
+        f"{len(report.rejected)} rejected; {report.seconds:.1f} s, "
+        f"{report.payments_per_s:.0f} payments/s"
+    )
+    if report.rejected:
+        console.print(f"rejected rows, with line numbers and reasons: {side_file}")

@@ -14,18 +14,17 @@ from cellpay.control.v1 import control_pb2 as pb
 from cellpay.control.v1 import operations_pb2 as ops_pb
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from control.cellctl.options import DATA, DEFAULT_DATA
 from control.cellctl.session import Session
 from control.cellctl.show import console, range_text, show_plan, step_name
 from router.slots import SlotRange, parse_range
 
-DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
 REASON = Annotated[str, typer.Option("--reason", help="Why; kept in the audit log. Required.")]
 TARGET = Annotated[str, typer.Option("--to", help="The cell that takes over; spread if not given.")]
 WAIT = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the operation to its end.")]
 REGION = Annotated[str, typer.Option("--region", help="All cells of a region, instead of names.")]
 DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Only show what would move.")]
 FORCE = Annotated[bool, typer.Option("--force", help="Also to a cell that is held out.")]
-DEFAULT_DATA = Path(".cellpay")
 
 _ENDED = (
     pb.Operation.STEP_DONE,
@@ -42,14 +41,6 @@ _TIMEOUT_S = 10.0
 cell_app = typer.Typer(help="Cells: add, change, remove.", no_args_is_help=True)
 operation_app = typer.Typer(help="A running operation: pause, resume, abort, take back.",
                             no_args_is_help=True)  # fmt: skip
-
-
-def register(app: typer.Typer) -> None:
-    for command in (failover, drain, restore, move, rebalance):
-        app.command()(command)
-    app.command(name="failover-policy")(failover_policy)
-    app.add_typer(cell_app, name="cell")
-    app.add_typer(operation_app, name="operation")
 
 
 def failover(

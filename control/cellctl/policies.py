@@ -15,6 +15,7 @@ from cellpay.control.v1 import control_pb2
 from cellpay.control.v1 import policies_pb2 as pb
 from google.protobuf.json_format import MessageToDict
 
+from control.cellctl.options import DATA, DEFAULT_DATA, JSON, REASON
 from control.cellctl.session import Session
 from control.cellctl.show import console, print_json, table
 from router.errors import details_of
@@ -22,15 +23,11 @@ from router.policies.model import Dependency, checked_dependency
 
 app = typer.Typer(help="Policies: limits, traffic, breakers, degradation.", add_completion=False)
 
-DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
-JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-REASON = Annotated[str, typer.Option("--reason", help="Why; kept in the audit log.")]
 REVISION = Annotated[
     int | None,
     typer.Option("--revision", help="Only if the policy is at this revision; 0: if it is new."),
 ]
 CELL = Annotated[str, typer.Option("--cell", help="Of one cell only.")]
-DEFAULT_DATA = Path(".cellpay")
 
 _TIMEOUT_S = 10.0
 _PAGE_SIZE = 500

@@ -20,17 +20,14 @@ from cells.reconciliation.internal import lines, positions
 from cells.reconciliation.report import write_report
 from cells.reconciliation.store import RunStore
 from cells.verification.model import Severity
+from control.cellctl.options import DATA, DEFAULT_DATA, JSON, REASON
 from control.cellctl.session import Session
 from control.cellctl.show import console, decimal_amount, print_json, table
 
-app = typer.Typer(help=__doc__, no_args_is_help=True)
+app = typer.Typer(help="The books against the banks', day by day.", no_args_is_help=True)
 
-DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
-JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-REASON = Annotated[str, typer.Option("--reason", help="Why; kept in the audit log.")]
 CHANNEL = Annotated[str, typer.Option("--channel", help="Only this one.")]
 DAY = Annotated[str, typer.Option("--day", help="Only this clearing date.")]
-DEFAULT_DATA = Path(".cellpay")
 _PAGE = 500
 _TIMEOUT_S = 15
 # A break of so many days is shown as an alarm.

@@ -20,7 +20,8 @@ from cells.choice.document import NoDecision, Replay, decode, document_of, repla
 from cells.choice.model import Decision, Exclusion
 from cells.choice.terms import Terms, terms_of
 from control.cellctl import show
-from control.cellctl.session import NoMesh, Session
+from control.cellctl.failures import NoMesh
+from control.cellctl.session import Session
 from control.policies.history import changes_of, laid_over, states
 from router.errors import Refusal, Violation, bad_request
 from router.ids import Kind, kind_of_id, slot_of_id

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from control.cellctl.options import DATA, DEFAULT_DATA
 from control.cellctl.session import Session
 from control.cellctl.show import print_json
 
-DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
 
-
-def scrape_config(data: DATA = Path(".cellpay")) -> None:
+def scrape_config(data: DATA = DEFAULT_DATA) -> None:
     """Prints Prometheus' configuration for this mesh (JSON is YAML)."""
     session = Session.open(data)
     state = session.state

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from cellpay.control.v1 import (
@@ -19,11 +20,9 @@ from cellpay.control.v1 import (
     reconciliation_pb2_grpc,
     reviews_pb2_grpc,
 )
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cells.database import make_engine
-from cells.settings import DatabaseSettings
 from control.cellctl.acting import ActingInterceptor, acting_as, acting_headers
+from control.cellctl.failures import NoMesh
 from control.mesh import state as mesh_state
 from control.slotmap import read_slot_map
 from router.client import CallPolicy, Mesh, TlsFiles, connect
@@ -31,12 +30,11 @@ from router.slotmap import Owned, SlotMap
 from router.store.etcd import connect_etcd
 from router.store.model import Store, StoreUnavailable
 
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
 _AUDIT_TIMEOUT_MS = 120_000
 _READ_TIMEOUT_S = 5.0
-
-
-class NoMesh(Exception):
-    """There is no mesh in this directory; says how to start one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +148,10 @@ class Session:
     @contextlib.asynccontextmanager
     async def database(self) -> AsyncIterator[AsyncEngine]:
         """The mesh's database; CELLPAY_DATABASE_URL names another one, CockroachDB included."""
+        # Few commands need it, and it takes longer to load than all the rest.
+        from cells.database import make_engine
+        from cells.settings import DatabaseSettings
+
         url = os.environ.get("CELLPAY_DATABASE_URL", self.state.database_url)
         settings = DatabaseSettings(
             idle_in_transaction_timeout_ms=_AUDIT_TIMEOUT_MS,

@@ -13,8 +13,6 @@ from iso4217 import Currency
 from rich.console import Console
 from rich.table import Table
 
-from control.cellctl.load import LoadReport
-
 # Where nobody looks at a screen, lines are as long as they are: folded, they are no use to `grep`.
 _FILE_COLUMNS = 250
 console = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_COLUMNS)
@@ -119,15 +117,3 @@ def show_plan(plan: operations_pb2.OperationPlan) -> None:
         ],
     )
     console.print("nothing was changed")
-
-
-def show_load(report: LoadReport, side_file: str) -> None:
-    for (merchant_id, currency), minor in sorted(report.merchants.items()):
-        console.print(f"  {merchant_id}: {decimal_amount(minor, currency)} {currency}")
-    console.print(
-        f"{report.rows} rows: {report.paid} paid now, {report.found_paid} were paid before, "
-        f"{len(report.rejected)} rejected; {report.seconds:.1f} s, "
-        f"{report.payments_per_s:.0f} payments/s"
-    )
-    if report.rejected:
-        console.print(f"rejected rows, with line numbers and reasons: {side_file}")

@@ -11,12 +11,22 @@ from typing import Any
 import grpc
 from cellpay.control.v1 import control_pb2 as pb
 
+from control.cellctl.options import DATA, DEFAULT_DATA, JSON
 from control.cellctl.policies import policies_status, show_policies_status
 from control.cellctl.session import Session
-from control.cellctl.show import console, range_text, table
+from control.cellctl.show import console, print_json, range_text, table
 from control.mesh import launcher
 
 _TIMEOUT_S = 3.0
+
+
+def status(data: DATA = DEFAULT_DATA, as_json: JSON = False) -> None:
+    """Processes, cells, slots, epochs, xDS subscribers."""
+    document = asyncio.run(status_document(data))
+    if as_json:
+        print_json(document)
+    else:
+        show_status(document)
 
 
 async def status_document(data: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +15,7 @@ from rich.text import Text
 from control.cellctl.acting import acting_as
 from control.cellctl.console.meter import meter_of
 from control.cellctl.console.sources import Sources
+from control.cellctl.options import DATA, DEFAULT_DATA
 from control.cellctl.policies import unusual
 from control.cellctl.session import Session
 from control.cellctl.show import console
@@ -24,11 +24,10 @@ from router.slots import SLOT_COUNT
 _COLOURS = ("blue", "yellow", "green", "magenta", "cyan", "red")
 _ROW_SLOTS = 16
 _REST = {"done", "failed", "aborted", "rolled_back"}
-DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
 
 
 def watch(
-    data: DATA = Path(".cellpay"),
+    data: DATA = DEFAULT_DATA,
     interval_s: Annotated[float, typer.Option(help="Between two looks.")] = 1.0,
     looks: Annotated[int, typer.Option(help="How many; 0: until Ctrl-C.")] = 0,
 ) -> None:

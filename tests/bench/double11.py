@@ -34,8 +34,8 @@ from cellpay.money.v1.money_pb2 import Money
 from cellpay.orders.v1 import orders_pb2
 from cellpay.payments.v1 import payments_pb2
 
-from control.cellctl.main import verify_mesh
 from control.cellctl.session import Session
+from control.cellctl.verify import verify_mesh
 from control.mesh import launcher
 from control.mesh.options import MeshOptions
 from router.client import CallPolicy, Mesh

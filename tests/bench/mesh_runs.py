@@ -25,8 +25,8 @@ from sqlalchemy import text
 
 from cells.notifications.consumer import DURABLE
 from cells.outbox.stream import STREAM, connect_stream
-from control.cellctl.main import verify_mesh
 from control.cellctl.session import Session
+from control.cellctl.verify import verify_mesh
 from control.mesh import launcher
 from router.client import CallPolicy, Mesh, connect_direct
 from router.slots import slot_of_user

@@ -33,8 +33,8 @@ from typing import Any
 
 from cellpay.control.v1 import policies_pb2 as pb
 
-from control.cellctl.main import verify_mesh
 from control.cellctl.session import Session
+from control.cellctl.verify import verify_mesh
 from control.mesh import launcher
 from control.mesh.options import MeshOptions
 from router.client import CallPolicy, TlsFiles

@@ -52,8 +52,8 @@ from cells.risk.scorers import Scorers
 from cells.risk.screening import Screening, Sources
 from cells.risk.stream import Publisher
 from cells.settings import DatabaseSettings, LaneSettings, RiskSettings
-from control.cellctl.main import verify_mesh
 from control.cellctl.risk.hits import _page
+from control.cellctl.verify import verify_mesh
 from control.mesh import launcher
 from control.mesh.options import MeshOptions
 from control.mesh.state import MeshState

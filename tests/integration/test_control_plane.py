@@ -19,8 +19,8 @@ import pytest
 from cellpay.control.v1 import access_pb2
 from cellpay.control.v1 import control_pb2 as pb
 
-from control.cellctl.main import verify_mesh
 from control.cellctl.session import Session
+from control.cellctl.verify import verify_mesh
 from control.mesh import launcher, rotation
 from control.mesh.options import MeshOptions
 from control.mesh.state import ControlPlane

@@ -22,8 +22,8 @@ from cellpay.payments.v1 import payments_pb2
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
-from control.cellctl.main import verify_mesh
 from control.cellctl.session import Session
+from control.cellctl.verify import verify_mesh
 from control.mesh import launcher
 from control.mesh.options import MeshOptions
 from control.slotmap import read_slot_map

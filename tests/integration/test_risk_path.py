@@ -24,8 +24,8 @@ from cellpay.transfers.v1 import transfers_pb2
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.twofactor.totp import TOTP
 
-from control.cellctl.main import verify_mesh
 from control.cellctl.session import Session
+from control.cellctl.verify import verify_mesh
 from router.client import BulkPayer, Mesh
 from router.errors import Refusal
 from router.slots import slot_of_user

@@ -11,7 +11,8 @@ import pytest
 from cellpay.control.v1 import control_pb2 as pb
 from structlog.testing import capture_logs
 
-from control.access.gate import APPROVAL_HEADER, BREAK_GLASS_HEADER, Gate
+from control.access.gate import Gate
+from control.access.headers import APPROVAL_HEADER, BREAK_GLASS_HEADER
 from control.access.rules import Role
 from control.access.store import Access, approval_policy_put, binding_put
 from control.approvals import store as approvals

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from control.cellctl.acting import MissingValue, take_acting
+from control.cellctl.acting import take_acting
+from control.cellctl.failures import MissingValue
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from control.cellctl.demo import PURCHASES
-from control.cellctl.load import NotLoadable, Rejected, read_purchases, write_rejected
+from control.cellctl.failures import NotLoadable
+from control.cellctl.load import Rejected, read_purchases, write_rejected
 
 HEADER = "user_id,ordered_at,merchant_id,amount,currency\n"
 

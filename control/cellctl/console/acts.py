@@ -20,7 +20,7 @@ from cellpay.control.v1 import (
 from cellpay.control.v1 import reconciliation_pb2 as recon_pb2
 from google.protobuf import json_format
 
-from control.access.gate import APPROVAL_HEADER
+from control.access.headers import APPROVAL_HEADER
 from control.cellctl.console.plain import plain
 from control.cellctl.policies import force_breaker, set_level
 from control.cellctl.session import Session

@@ -18,13 +18,12 @@ from control.cellctl.console.app import Console
 from control.cellctl.console.meter import meter_of
 from control.cellctl.console.oidc import OidcSettings, Provider
 from control.cellctl.console.sources import TRACE_PLACE, Sources
+from control.cellctl.options import DATA, DEFAULT_DATA
 from control.cellctl.session import Session
 from control.cellctl.show import console, errors
 from router.documents import BadSettings, read_document
 
 app = typer.Typer(help="The console: a web page of the control plane.", invoke_without_command=True)
-DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
-DEFAULT_DATA = Path(".cellpay")
 PASSWORD_VARIABLE = "CELLPAY_CONSOLE_PASSWORD"
 
 

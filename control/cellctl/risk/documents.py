@@ -13,7 +13,8 @@ import typer
 import yaml
 from cellpay.control.v1 import policies_pb2 as pb
 
-from control.cellctl.policies import DATA, DEFAULT_DATA, JSON, REASON, list_policies
+from control.cellctl.options import DATA, DEFAULT_DATA, JSON, REASON
+from control.cellctl.policies import list_policies
 from control.cellctl.session import Session
 from control.cellctl.show import console, errors, print_json, table
 from control.risk.files import (

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from cellpay.control.v1 import reviews_pb2 as pb
 
+from control.cellctl.options import DATA, DEFAULT_DATA
 from control.cellctl.session import Session
 from control.cellctl.show import console
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 
-DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
 REASON = Annotated[
     str, typer.Option("--reason", help="How you know that it is he; kept in the audit log.")
 ]
-DEFAULT_DATA = Path(".cellpay")
 _TIMEOUT_S = 15
 
 

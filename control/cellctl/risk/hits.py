@@ -12,7 +12,7 @@ import aiohttp
 import typer
 from prometheus_client.parser import text_string_to_metric_families
 
-from control.cellctl.policies import DATA, DEFAULT_DATA, JSON
+from control.cellctl.options import DATA, DEFAULT_DATA, JSON
 from control.cellctl.risk.documents import risk_policies
 from control.cellctl.session import Session
 from control.cellctl.show import errors, print_json, table

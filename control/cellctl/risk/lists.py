@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 from cellpay.control.v1 import policies_pb2 as pb
 
-from control.cellctl.policies import DATA, DEFAULT_DATA, JSON, REASON, change_policy
+from control.cellctl.options import DATA, DEFAULT_DATA, JSON, REASON
+from control.cellctl.policies import change_policy
 from control.cellctl.session import Session
 from control.cellctl.show import console, print_json, table
 from router.policies.model import PolicyKind

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from control.cellctl.policies import DATA, DEFAULT_DATA, JSON
+from control.cellctl.options import DATA, DEFAULT_DATA, JSON
 from control.cellctl.risk.documents import files_of, risk_policies, show_violations
 from control.cellctl.risk.lists import duration_of, moment_of
 from control.cellctl.session import Session

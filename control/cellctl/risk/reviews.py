@@ -11,15 +11,12 @@ import typer
 from cellpay.control.v1 import reviews_pb2 as pb
 from google.protobuf.json_format import MessageToDict
 
+from control.cellctl.options import DATA, DEFAULT_DATA, JSON, REASON
 from control.cellctl.session import Session
 from control.cellctl.show import console, decimal_amount, print_json, table
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 
-DATA = Annotated[Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")]
-JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-REASON = Annotated[str, typer.Option("--reason", help="Why; kept in the audit log.")]
-DEFAULT_DATA = Path(".cellpay")
 COLUMNS = ("review_id", "state", "user_id", "operation", "amount", "reasons", "rules", "until")
 _PAGE = 500
 _TIMEOUT_S = 15
