@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -94,19 +95,38 @@ async def connect(
 ) -> AsyncIterator[Mesh]:
     """Joins the mesh by xDS, over mTLS as the xDS server says.
 
-    `bootstrap`: gRPC's xDS bootstrap file; the variable GRPC_XDS_BOOTSTRAP when None. gRPC reads
-    it once a process, so a process belongs to one mesh at a time. `fallback`: credentials for a
-    cluster that the xDS server left without a transport; none are sent in the clear. `tracer`:
-    calls are spans of it (router/tracing/export.py opens one).
+    `bootstrap`: gRPC's xDS bootstrap file; the variable GRPC_XDS_BOOTSTRAP when None. All xDS
+    channels of a process share one client of the control plane, so a process belongs to one mesh at
+    a time: ValueError while it is in another. `fallback`: credentials for a cluster that the xDS
+    server left without a transport; none are sent in the clear. `tracer`: calls are spans of it
+    (router/tracing/export.py opens one).
     """
-    if bootstrap is not None:
-        os.environ[BOOTSTRAP_VARIABLE] = str(bootstrap)
-    if BOOTSTRAP_VARIABLE not in os.environ:
+    with _joined(bootstrap):
+        below = fallback.channel_credentials() if fallback else grpc.ssl_channel_credentials()
+        credentials = grpc.xds_channel_credentials(below)
+        async with _mesh(TARGET, credentials, policy, tracer) as mesh:
+            yield mesh
+
+
+# How many connections of this process are open by which bootstrap file.
+_open: Counter[str] = Counter()
+
+
+@contextlib.contextmanager
+def _joined(bootstrap: Path | str | None) -> Iterator[None]:
+    place = str(bootstrap or os.environ.get(BOOTSTRAP_VARIABLE, ""))
+    if not place:
         raise ValueError(f"give a bootstrap file or set {BOOTSTRAP_VARIABLE}")
-    below = fallback.channel_credentials() if fallback else grpc.ssl_channel_credentials()
-    credentials = grpc.xds_channel_credentials(below)
-    async with _mesh(TARGET, credentials, policy, tracer) as mesh:
-        yield mesh
+    others = [other for other, count in _open.items() if count and other != place]
+    if others:
+        # It would be led to the other's cells, and nothing would say so.
+        raise ValueError(f"this process is in the mesh of {others[0]}; leave it before {place}")
+    os.environ[BOOTSTRAP_VARIABLE] = place
+    _open[place] += 1
+    try:
+        yield
+    finally:
+        _open[place] -= 1
 
 
 @contextlib.asynccontextmanager
