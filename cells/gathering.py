@@ -18,15 +18,15 @@ class Pace(Protocol):
     def gather_step_s(self) -> float: ...
 
 
-async def gathered(queue: Sized, pace: Pace) -> None:
+async def gathered(queue: Sized, pace: Pace, *, lone_waits: bool = False) -> None:
     """Lets a group grow while more keeps coming, a few ms at the most.
 
     Without this, small groups take the processor from the intake that would make them larger, and
-    stay small. A lone one does not wait.
+    stay small. A lone one waits for nobody, or else for one step.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + pace.gather_max_s
-    seen = 1
+    seen = 0 if lone_waits else 1
     while seen < (waiting := len(queue)) < pace.batch_size_max:
         if loop.time() >= until:
             return

@@ -24,6 +24,7 @@ from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
 from cells.breakers.board import Breaker
 from cells.cancellation import go_on_unless_cancelled
+from cells.gathering import gathered
 from cells.outbox.stream import connect_jetstream, make_if_absent
 from router.client.tls import TlsFiles
 from router.risk.record import STREAM, SUBJECT_PREFIX, Record, encode
@@ -44,13 +45,23 @@ RECORDS_A_MESSAGE_MAX = 64
 _BYTES_A_MESSAGE_MAX = 512 * 1024
 # About 20 s of the busiest process, and some tens of MB.
 _WAITING_MAX = 20_000
-# The stream syncs once a message, on the disk that payments commit to, and a consumer has as much
-# to do for a small one as for a large one: patience makes it larger. Full, it goes at once.
-_GATHER_S = 0.1
 _LOOK_S = 0.02
 _ACK_WAIT_S = 2.0
 _BACKOFF_BASE_S = 0.1
 _BACKOFF_CAP_S = 2.0
+
+
+class _Pace(NamedTuple):
+    """The stream syncs once a message, on the disk that payments commit to, and a consumer has as
+    much to do for a small one as for a large one: patience makes it larger. Full, it goes at once.
+    """
+
+    batch_size_max: int = RECORDS_A_MESSAGE_MAX
+    gather_max_s: float = 0.1
+    gather_step_s: float = _LOOK_S
+
+
+_PACE = _Pace()
 
 
 async def ensure_stream(stream: Any) -> None:
@@ -124,7 +135,7 @@ class Publisher:
                     while True:
                         go_on_unless_cancelled()
                         await self._some.wait()
-                        await self._gather()
+                        await gathered(self._waiting, _PACE, lone_waits=True)
                         await self._publish_waiting(stream)
                         failures = 0
             except Exception as error:
@@ -135,16 +146,6 @@ class Publisher:
                 )  # fmt: skip
                 ceiling = min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2.0 ** min(failures, 10))
                 await asyncio.sleep(random.uniform(0.5, 1.0) * ceiling)
-
-    async def _gather(self) -> None:
-        """As lanes do: while more keep coming, up to a full message."""
-        until = time.monotonic() + _GATHER_S
-        seen = 0
-        while seen < (waiting := len(self._waiting)) < RECORDS_A_MESSAGE_MAX:
-            if time.monotonic() >= until:
-                return
-            seen = waiting
-            await asyncio.sleep(_LOOK_S)
 
     async def _publish_waiting(self, stream: Any) -> None:
         """One after the other. What is not acknowledged stays, and goes again as it was."""
