@@ -142,13 +142,12 @@ class RiskSettings:
     # Of this, so long for the features; then conservative rules decide.
     features_wait_ms: int = 20
     # Requests that are judged together, groups that are under way at once, and requests that may
-    # wait. What a group costs whatever it holds (three calls of PostgreSQL and Redis) is ten times
-    # what a request in it costs: two at once would be of half the size.
+    # wait.
     batch_size_max: int = 128
-    groups_max: int = 1
+    groups_max: int = 3
     queue_max: int = 4096
-    # While requests keep coming, a group grows for so long at the most, as a lane's does; a lone
-    # one does not wait. What a group costs whatever it holds is most of what small groups cost.
+    # In a process that is busy a group waits until none is under way, and then grows while requests
+    # keep coming, for so long at the most, as a lane's does (cells/risk/patience.py).
     gather_max_s: float = 0.004
     gather_step_s: float = 0.002
     # A challenge is open for so long, and once passed waits so long for its request.

@@ -12,6 +12,7 @@ document at all, a request goes straight to its lane.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from cells.risk.interface import Features, FeaturesAway, Scorer
 from cells.risk.judging import Judged, facts_of, judged_of, record_of, verdict_of
 from cells.risk.knowledge import Knowledge
 from cells.risk.lookups import AccountFacts, RiskReader
+from cells.risk.patience import Patience
 from cells.settings import RiskSettings
 from router.errors import Refusal
 from router.guard import SlotsHere
@@ -96,6 +98,7 @@ class _Pending:
     whence: Whence
     knowledge: Knowledge
     future: asyncio.Future[Opinion]
+    began: float
 
     def answer(self, opinion: Opinion) -> None:
         if not self.future.done():
@@ -129,6 +132,10 @@ class Screening:
         self._filled = asyncio.Event()
         # One group gathers at a time: two would share what makes one of them large.
         self._gathering = asyncio.Lock()
+        self._patience = Patience()
+        self._under_way = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.figures = Figures()
 
     async def submit(self, command: Command, asked: Asked, context: Any) -> Outcome:
@@ -188,14 +195,14 @@ class Screening:
         if len(self._queue) >= self._settings.queue_max:
             return self._overrun(asked, knowledge)
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = time.monotonic()
         future: asyncio.Future[Opinion] = loop.create_future()
         whence = seen_by_edge(asked.whence, context)
-        pending = _Pending(asked, whence, knowledge, future)
+        pending = _Pending(asked, whence, knowledge, future, began)
         self._queue.append(pending)
         self._filled.set()
         # Not asyncio.timeout: this is in the path of every payment, and costs a tenth of it.
-        late = loop.call_at(began + self._patience_s(context), pending.fail)
+        late = loop.call_later(self._patience_s(context), pending.fail)
         try:
             with span("screening"):
                 opinion = await future
@@ -203,7 +210,7 @@ class Screening:
             return self._overrun(asked, knowledge)
         finally:
             late.cancel()
-        self.figures.note(asked.operation, opinion.verdict.conclusion, loop.time() - began)
+        self.figures.note(asked.operation, opinion.verdict.conclusion, time.monotonic() - began)
         return opinion
 
     def _patience_s(self, context: Any) -> float:
@@ -236,10 +243,7 @@ class Screening:
 
     async def run_one(self, reader: RiskReader) -> None:
         """Takes and judges the next group."""
-        async with self._gathering:
-            await self._filled.wait()
-            await gathered(self._queue, self._settings)
-            group = self._take()
+        group = await self._next_group()
         if not group:
             return
         try:
@@ -249,8 +253,36 @@ class Screening:
             log.warning("risk takes too long", requests=len(group))
         except Exception as error:
             log.warning("risk cannot judge", error=type(error).__name__, requests=len(group))
+        finally:
+            self._end()
         for pending in group:
             pending.fail()
+
+    async def _next_group(self) -> list[_Pending]:
+        """Under way from now on, unless it is empty."""
+        async with self._gathering:
+            await self._filled.wait()
+            now = time.monotonic()
+            if self._patience.is_wanted(now):
+                await self._idle.wait()
+                await gathered(self._queue, self._settings)
+                group = self._take()
+            else:
+                group = self._take()
+                if group:
+                    self._patience.note(now - group[0].began, now)
+            if group:
+                self._begin()
+            return group
+
+    def _begin(self) -> None:
+        self._under_way += 1
+        self._idle.clear()
+
+    def _end(self) -> None:
+        self._under_way -= 1
+        if not self._under_way:
+            self._idle.set()
 
     def _take(self) -> list[_Pending]:
         group: list[_Pending] = []
