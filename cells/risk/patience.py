@@ -15,7 +15,7 @@ from __future__ import annotations
 _BUSY_S = 0.0007
 # Of a moving mean: the weight of what is new.
 _WEIGHT = 1 / 16
-_STAYS_S = 0.25
+_STAYS_S = 2.0
 
 
 class Patience:

@@ -52,9 +52,9 @@ _PEAK_IN_FLIGHT = 256
 _OVERLOAD_S = 2.0
 _CELLS_CORE, _CALLERS_CORE = {0}, {1}
 _QUIET_S = 4.0
-_CONNECTIONS = 8
-# What Envoy takes of one connection, and a little less.
-_STREAMS_MAX = 1000
+# What Envoy takes of one connection (router/edge/hardening.py): who sends more is cut off.
+_STREAMS_MAX = 100
+_CONNECTIONS = 80
 _TIMES = 3.0
 _DEADLINE_S = 1.0
 # Whether callers send it.
