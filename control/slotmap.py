@@ -12,12 +12,6 @@ async def read_slot_map(store: Store) -> tuple[SlotMap, int] | None:
     return (SlotMap.from_json(item.value), item.revision) if item else None
 
 
-async def read_preferred(store: Store) -> SlotMap | None:
-    """The map of the mesh's first start: what `restore` goes back to."""
-    item = await store.get(PREFERRED_SLOT_MAP_KEY)
-    return SlotMap.from_json(item.value) if item else None
-
-
 async def seed_slot_map(store: Store, fenced: SlotMap, preferred: SlotMap) -> None:
     """Publishes the first map, unless there is one.
 

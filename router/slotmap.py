@@ -6,15 +6,14 @@ and is fenced in the database. Pure: no I/O.
 
 from __future__ import annotations
 
-import heapq
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from router.slots import SLOT_COUNT, SlotRange
+from router.slots import SLOT_COUNT
 
 
 class Owned(NamedTuple):
@@ -120,34 +119,3 @@ def _merge(owners: list[tuple[str, int]]) -> Iterable[Owned]:
         if slot == SLOT_COUNT or owners[slot] != owners[first]:
             yield Owned(first, slot - 1, *owners[first])
             first = slot
-
-
-def plan_moves(
-    current: SlotMap, give: Iterable[SlotRange], targets: Mapping[str, int]
-) -> list[Move]:
-    """Moves that give the ranges away, spread over `targets` (cell → slots it owns already).
-
-    Each next slot counts for the least loaded receiver; a receiver's slots lie together. Slots that
-    a target owns already are left alone.
-    """
-    if not targets:
-        raise ValueError("there is no cell to move slots to")
-    giving = [
-        slot for piece in give for slot in piece.slots() if current.at(slot).cell not in targets
-    ]
-    heap = sorted((load, cell) for cell, load in targets.items())
-    shares = dict.fromkeys(sorted(targets), 0)
-    for _ in giving:
-        load, cell = heapq.heappop(heap)
-        shares[cell] += 1
-        heapq.heappush(heap, (load + 1, cell))
-    choice = [cell for cell, share in shares.items() for _ in range(share)]
-    moves: list[Move] = []
-    for slot, target in zip(giving, choice, strict=True):
-        source, epoch = current.at(slot).cell, current.at(slot).epoch + 1
-        last = moves[-1] if moves else None
-        if last and last.last == slot - 1 and last[2:] == (source, target, epoch):
-            moves[-1] = last._replace(last=slot)
-        else:
-            moves.append(Move(slot, slot, source, target, epoch))
-    return moves

@@ -229,11 +229,6 @@ def to_json(row: Ours | Theirs | None) -> str:
     return json.dumps(row._asdict(), default=str) if row is not None else ""
 
 
-def carried_ours(row: Break) -> str:
-    """The attempt that an unresolved break keeps in view; empty: none."""
-    return row.attempt_id if row.ours else ""
-
-
 def carried_theirs(row: Break) -> Theirs | None:
     """The line that an unresolved break keeps in view: one that moved money."""
     if not row.theirs:

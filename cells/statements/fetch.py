@@ -21,7 +21,7 @@ import structlog
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 
-from cells.channels.interface import StatementFile, StatementMissing, StatementSource
+from cells.channels.interface import StatementFile, StatementMissing
 from cells.statements.layouts import Layout
 from cells.statements.model import FaultReason, StatementFault
 
@@ -195,15 +195,6 @@ def fill(template: str, channel: str, day: date) -> str:
 def _spread(attempt: int, retrying: Retrying) -> float:
     delay = min(retrying.backoff_cap_s, retrying.backoff_base_s * 2.0 ** (attempt - 1))
     return random.uniform(0.5, 1.0) * delay
-
-
-def statement_source(settings: StatementSettings, channel: str) -> StatementSource:
-    """What an adapter's fetch_statement asks (cells.channels.registry)."""
-
-    async def source(day: date, into: Path) -> StatementFile:
-        return await fetch_statement(settings, channel, day, into)
-
-    return source
 
 
 async def fetch_statement(

@@ -135,11 +135,6 @@ class MeshState:
     def with_process(self, record: ProcessRecord) -> MeshState:
         return replace(self, processes={**self.processes, record.name: record})
 
-    def without_processes(self, names: Iterable[str]) -> MeshState:
-        gone = set(names)
-        kept = {name: record for name, record in self.processes.items() if name not in gone}
-        return replace(self, processes=kept)
-
 
 _ADAPTER = TypeAdapter(MeshState)
 

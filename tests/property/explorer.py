@@ -14,7 +14,6 @@ import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -163,12 +162,6 @@ def _answer(entry: tuple[Any, ...]) -> Any:
     if entry[0] == "conflict":
         raise FenceConflict(entry[1])
     return entry[1]
-
-
-@cache
-def known_from(slot_map: str, room: int) -> Known:
-    most = SLOT_COUNT - len(SLOTS) + room
-    return Known(SlotMap.from_json(slot_map), FIRST, CELLS, CELLS, capacity={"b": most})
 
 
 def named(number: int) -> Callable[[str], str]:
