@@ -262,6 +262,32 @@ def test_figures_of_a_process_that_began_anew_count_from_nothing() -> None:
     assert Figures(buckets=(99, 0, 0, 1)).p99_ms == 1
 
 
+@given(
+    st.sets(st.sampled_from(CELLS), min_size=1, max_size=3),
+    st.dictionaries(st.sampled_from(CELLS), st.integers(0, 9), min_size=1),
+    st.integers(0, 400),
+)
+def test_what_is_given_away_is_spread_as_evenly_as_it_can_be(
+    dead: set[str], weights: dict[str, int], room: int
+) -> None:
+    """From a map of any shares: no receiver ends above anybody who had room for one more."""
+    world = Known(FIRST, FIRST, CELLS, CELLS)
+    before = FIRST.apply(assign(by_weights(world, weights), world))
+    assume(all(before.slots_of(cell) for cell in dead))
+    living = set(CELLS) - dead
+    capacity = {cell: len(before.slots_of(cell)) + room for cell in living}
+    known = Known(before, before, CELLS, living, regions=REGIONS, capacity=capacity)
+    made = plan(Wish(OperationKind.FAILOVER, cells=tuple(sorted(dead))), known)
+    if isinstance(made, NoPlan):
+        assert room == 0
+        return
+    loads = {cell: len(before.apply(made.moves).slots_of(cell)) for cell in living}
+    received = [loads[cell] for cell in living if loads[cell] > len(before.slots_of(cell))]
+    with_room = [loads[cell] for cell in living if loads[cell] < capacity[cell]]
+    if received and with_room:
+        assert max(received) - min(with_room) <= 1
+
+
 def test_a_planned_move_that_would_overload_its_target_is_refused_whole() -> None:
     known = Known(FIRST, FIRST, CELLS, CELLS, capacity={"b": 300, "c": 300, "d": 300})
     refused = plan(Wish(OperationKind.DRAIN, "a"), known)
