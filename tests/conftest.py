@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,9 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from cells.verification.model import lines
 from control.cellctl.session import Session
+from control.cellctl.verify import verify_mesh
 from control.mesh import launcher
 from control.mesh.options import MeshOptions
 from router.client import CallPolicy, Mesh, connect_direct
@@ -99,6 +102,9 @@ def session(
         )
         with launcher.running(data, 3, options):
             yield Session.open(data)
+            # Whatever all the tests did together.
+            audited = asyncio.run(verify_mesh(data))
+            assert audited.ok, "\n".join(lines(audited))
     finally:
         launcher.remove(data)
 

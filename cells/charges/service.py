@@ -19,17 +19,16 @@ from cells.charges.rules import CreateCharge
 from cells.charges.tables import CHARGE_REFUNDS, CHARGES
 from cells.ledger.model import Reason
 from cells.orders.tables import ORDERS
-from cells.reading import ReadEngine, fetch_row, newest_of_user
-from cells.replica import staleness_of
+from cells.reading import ReadEngine, fetch_row
 from cells.requests import (
     Checker,
     idempotency_of,
     masked,
     money,
-    page_start,
     timeout_of,
     timestamp,
 )
+from cells.resources import Resource, list_of_user
 from cells.risk.asking import Asked, Whence, requested
 from cells.risk.cases.model import Operation as RiskOperation
 from cells.risk.screening import Screening
@@ -55,6 +54,9 @@ _IF_ORDER_ENDED = {
     pb.IF_ORDER_ENDED_KEEP: IfOrderEnded.KEEP,
     pb.IF_ORDER_ENDED_GIVE_BACK: IfOrderEnded.GIVE_BACK,
 }
+
+_CHARGE = Resource(CHARGES, Kind.CHARGE, Reason.CHARGE_NOT_FOUND, "charge")
+_REFUND = Resource(CHARGE_REFUNDS, Kind.REFUND, Reason.REFUND_NOT_FOUND, "refund of a charge")
 
 
 def charge_message(charge: Charge) -> pb.Charge:
@@ -143,27 +145,13 @@ class ChargesService(charges_pb2_grpc.ChargesServiceServicer):
         return charge_message(charge)
 
     async def GetCharge(self, request: pb.GetChargeRequest, context: Any) -> pb.Charge:
-        check = Checker()
-        identifier = check.identifier("charge_id", request.charge_id, Kind.CHARGE)
-        check.done()
-        charge = await fetch_row(
-            self._engine, CHARGES, slot_of_id(identifier), identifier, staleness_of(context)
-        )
-        if charge is None:
-            raise not_found(Reason.CHARGE_NOT_FOUND, "charge")
+        charge = await _CHARGE.get(self._engine, request.charge_id, context)
         return masked(charge_message(charge), request.read_mask)
 
     async def ListCharges(
         self, request: pb.ListChargesRequest, context: Any
     ) -> pb.ListChargesResponse:
-        check = Checker()
-        user_id = check.name("user_id", request.user_id)
-        size = check.page_size(request.page_size)
-        start = page_start(check, request.page_token, 1)
-        check.done()
-        listed, following = await newest_of_user(
-            self._engine, CHARGES, "user_id", user_id, size, start, staleness_of(context)
-        )
+        listed, following = await list_of_user(self._engine, CHARGES, "user_id", request, context)
         return pb.ListChargesResponse(
             charges=[charge_message(charge) for charge in listed], next_page_token=following
         )
@@ -186,12 +174,5 @@ class ChargesService(charges_pb2_grpc.ChargesServiceServicer):
     async def GetChargeRefund(
         self, request: pb.GetChargeRefundRequest, context: Any
     ) -> pb.ChargeRefund:
-        check = Checker()
-        identifier = check.identifier("refund_id", request.refund_id, Kind.REFUND)
-        check.done()
-        refund = await fetch_row(
-            self._engine, CHARGE_REFUNDS, slot_of_id(identifier), identifier, staleness_of(context)
-        )
-        if refund is None:
-            raise not_found(Reason.REFUND_NOT_FOUND, "refund of a charge")
+        refund = await _REFUND.get(self._engine, request.refund_id, context)
         return masked(refund_message(refund), request.read_mask)

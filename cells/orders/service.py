@@ -7,23 +7,22 @@ from typing import Any
 from cellpay.orders.v1 import orders_pb2 as pb
 from cellpay.orders.v1 import orders_pb2_grpc
 
-from cells.answers import not_found, resource_of
+from cells.answers import resource_of
 from cells.ledger.model import Reason
 from cells.ledger.worker import Lanes
 from cells.orders.model import Order, OrderState
 from cells.orders.rules import CloseOrder, CreateOrder
 from cells.orders.tables import ORDERS
-from cells.reading import ReadEngine, fetch_row, newest_of_user
-from cells.replica import staleness_of
+from cells.reading import ReadEngine
 from cells.requests import (
     Checker,
     idempotency_of,
     masked,
     money,
-    page_start,
     timeout_of,
     timestamp,
 )
+from cells.resources import Resource, list_of_user
 from router.ids import Kind, slot_of_id
 from router.minting import mint_now
 from router.slots import slot_of_user
@@ -33,6 +32,8 @@ _STATES_OUT = {
     OrderState.PAID: pb.Order.STATE_PAID,
     OrderState.CLOSED: pb.Order.STATE_CLOSED,
 }
+
+_ORDER = Resource(ORDERS, Kind.ORDER, Reason.ORDER_NOT_FOUND, "order")
 
 
 def order_message(order: Order) -> pb.Order:
@@ -71,14 +72,7 @@ class OrdersService(orders_pb2_grpc.OrdersServiceServicer):
         return order_message(resource_of(await self._lanes.submit(command, timeout_of(context))))
 
     async def GetOrder(self, request: pb.GetOrderRequest, context: Any) -> pb.Order:
-        check = Checker()
-        identifier = check.identifier("order_id", request.order_id, Kind.ORDER)
-        check.done()
-        order = await fetch_row(
-            self._engine, ORDERS, slot_of_id(identifier), identifier, staleness_of(context)
-        )
-        if order is None:
-            raise not_found(Reason.ORDER_NOT_FOUND, "order")
+        order = await _ORDER.get(self._engine, request.order_id, context)
         return masked(order_message(order), request.read_mask)
 
     async def CloseOrder(self, request: pb.CloseOrderRequest, context: Any) -> pb.Order:
@@ -92,14 +86,7 @@ class OrdersService(orders_pb2_grpc.OrdersServiceServicer):
     async def ListOrders(
         self, request: pb.ListOrdersRequest, context: Any
     ) -> pb.ListOrdersResponse:
-        check = Checker()
-        payer_id = check.name("payer_id", request.payer_id)
-        size = check.page_size(request.page_size)
-        start = page_start(check, request.page_token, 1)
-        check.done()
-        listed, following = await newest_of_user(
-            self._engine, ORDERS, "payer_id", payer_id, size, start, staleness_of(context)
-        )
+        listed, following = await list_of_user(self._engine, ORDERS, "payer_id", request, context)
         return pb.ListOrdersResponse(
             orders=[order_message(order) for order in listed], next_page_token=following
         )

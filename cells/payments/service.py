@@ -10,7 +10,7 @@ from cellpay.payments.v1 import payments_pb2 as pb
 from cellpay.payments.v1 import payments_pb2_grpc
 from sqlalchemy import select
 
-from cells.answers import not_found, resource_of
+from cells.answers import resource_of
 from cells.bulk import Bulk, status_bytes
 from cells.ledger.model import Outcome, Reason
 from cells.ledger.worker import Lanes
@@ -20,7 +20,7 @@ from cells.payments.outcomes import PaymentOutcomes
 from cells.payments.refunding import Refunding
 from cells.payments.rules import Pay, RefundPayment
 from cells.payments.tables import PAYMENTS, REFUNDS, payments
-from cells.reading import ReadEngine, fetch, fetch_row
+from cells.reading import ReadEngine, fetch
 from cells.replica import staleness_of
 from cells.requests import (
     Checker,
@@ -32,6 +32,7 @@ from cells.requests import (
     timeout_of,
     timestamp,
 )
+from cells.resources import Resource
 from cells.risk.asking import Asked, requested
 from cells.risk.cases.model import Operation
 from cells.risk.screening import Screening
@@ -48,6 +49,9 @@ _REFUND_STATES_OUT = {
     RefundState.SUCCEEDED: pb.Refund.STATE_SUCCEEDED,
     RefundState.FAILED: pb.Refund.STATE_FAILED,
 }
+
+_PAYMENT = Resource(PAYMENTS, Kind.PAYMENT, Reason.PAYMENT_NOT_FOUND, "payment")
+_REFUND = Resource(REFUNDS, Kind.REFUND, Reason.REFUND_NOT_FOUND, "refund")
 
 
 def _state(payment: Payment) -> pb.Payment.State.ValueType:
@@ -189,14 +193,7 @@ class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
         ]
 
     async def GetPayment(self, request: pb.GetPaymentRequest, context: Any) -> pb.Payment:
-        check = Checker()
-        identifier = check.identifier("payment_id", request.payment_id, Kind.PAYMENT)
-        check.done()
-        payment = await fetch_row(
-            self._engine, PAYMENTS, slot_of_id(identifier), identifier, staleness_of(context)
-        )
-        if payment is None:
-            raise not_found(Reason.PAYMENT_NOT_FOUND, "payment")
+        payment = await _PAYMENT.get(self._engine, request.payment_id, context)
         return masked(payment_message(payment), request.read_mask)
 
     async def RefundPayment(self, request: pb.RefundPaymentRequest, context: Any) -> pb.Refund:
@@ -216,14 +213,7 @@ class PaymentsService(payments_pb2_grpc.PaymentsServiceServicer):
         return refund_message(await self._refunding.advance(refund))
 
     async def GetRefund(self, request: pb.GetRefundRequest, context: Any) -> pb.Refund:
-        check = Checker()
-        identifier = check.identifier("refund_id", request.refund_id, Kind.REFUND)
-        check.done()
-        refund = await fetch_row(
-            self._engine, REFUNDS, slot_of_id(identifier), identifier, staleness_of(context)
-        )
-        if refund is None:
-            raise not_found(Reason.REFUND_NOT_FOUND, "refund")
+        refund = await _REFUND.get(self._engine, request.refund_id, context)
         return masked(refund_message(refund), request.read_mask)
 
     async def ListPayments(

@@ -7,28 +7,26 @@ from typing import Any
 from cellpay.payouts.v1 import payouts_pb2 as pb
 from cellpay.payouts.v1 import payouts_pb2_grpc
 
-from cells.answers import not_found
 from cells.channels.desk import Desk
 from cells.charges.service import own_instrument, with_card
 from cells.ledger.model import Reason
 from cells.payouts.model import Payout, PayoutState
 from cells.payouts.rules import CreatePayout
 from cells.payouts.tables import PAYOUTS
-from cells.reading import ReadEngine, fetch_row, newest_of_user
-from cells.replica import staleness_of
+from cells.reading import ReadEngine
 from cells.requests import (
     Checker,
     idempotency_of,
     masked,
     money,
-    page_start,
     timeout_of,
     timestamp,
 )
+from cells.resources import Resource, list_of_user
 from cells.risk.asking import Asked, requested
 from cells.risk.cases.model import Operation
 from cells.risk.screening import Screening
-from router.ids import Kind, slot_of_id
+from router.ids import Kind
 from router.minting import mint_now
 from router.slots import slot_of_user
 
@@ -40,6 +38,8 @@ _STATES_OUT = {
     PayoutState.RETURNED: pb.Payout.STATE_RETURNED,
 }
 _WITH_REASON = (PayoutState.FAILED, PayoutState.RETURNED)
+
+_PAYOUT = Resource(PAYOUTS, Kind.PAYOUT, Reason.PAYOUT_NOT_FOUND, "payout")
 
 
 def payout_message(payout: Payout) -> pb.Payout:
@@ -84,27 +84,13 @@ class PayoutsService(payouts_pb2_grpc.PayoutsServiceServicer):
         return payout_message(await self._desk.paying.create(command, timeout_of(context), lanes))
 
     async def GetPayout(self, request: pb.GetPayoutRequest, context: Any) -> pb.Payout:
-        check = Checker()
-        identifier = check.identifier("payout_id", request.payout_id, Kind.PAYOUT)
-        check.done()
-        payout = await fetch_row(
-            self._engine, PAYOUTS, slot_of_id(identifier), identifier, staleness_of(context)
-        )
-        if payout is None:
-            raise not_found(Reason.PAYOUT_NOT_FOUND, "payout")
+        payout = await _PAYOUT.get(self._engine, request.payout_id, context)
         return masked(payout_message(payout), request.read_mask)
 
     async def ListPayouts(
         self, request: pb.ListPayoutsRequest, context: Any
     ) -> pb.ListPayoutsResponse:
-        check = Checker()
-        user_id = check.name("user_id", request.user_id)
-        size = check.page_size(request.page_size)
-        start = page_start(check, request.page_token, 1)
-        check.done()
-        listed, following = await newest_of_user(
-            self._engine, PAYOUTS, "user_id", user_id, size, start, staleness_of(context)
-        )
+        listed, following = await list_of_user(self._engine, PAYOUTS, "user_id", request, context)
         return pb.ListPayoutsResponse(
             payouts=[payout_message(payout) for payout in listed], next_page_token=following
         )

@@ -15,12 +15,11 @@ from cellpay.transfers.v1 import (
 from cellpay.transfers.v1 import participant_pb2 as pb_branch
 from cellpay.transfers.v1 import transfers_pb2 as pb
 
-from cells.answers import not_found, resource_of
+from cells.answers import resource_of
 from cells.bulk import Bulk, status_bytes
 from cells.ledger.model import Reason
 from cells.ledger.worker import Lanes
-from cells.reading import ReadEngine, fetch_row
-from cells.replica import staleness_of
+from cells.reading import ReadEngine
 from cells.requests import (
     Checker,
     idempotency_of,
@@ -29,6 +28,7 @@ from cells.requests import (
     timeout_of,
     timestamp,
 )
+from cells.resources import Resource
 from cells.risk.asking import Asked, requested
 from cells.risk.cases.model import Operation
 from cells.risk.screening import Screening
@@ -59,6 +59,8 @@ _BRANCH_STATES_OUT = {
     BranchState.CONFIRMED: pb_branch.Branch.STATE_CONFIRMED,
     BranchState.CANCELLED: pb_branch.Branch.STATE_CANCELLED,
 }
+
+_TRANSFER = Resource(TRANSFERS, Kind.TRANSFER, Reason.TRANSFER_NOT_FOUND, "transfer")
 
 
 def transfer_message(transfer: Transfer) -> pb.Transfer:
@@ -130,14 +132,7 @@ class TransfersService(transfers_pb2_grpc.TransfersServiceServicer):
         return transfer_message(transfer)
 
     async def GetTransfer(self, request: pb.GetTransferRequest, context: Any) -> pb.Transfer:
-        check = Checker()
-        identifier = check.identifier("transfer_id", request.transfer_id, Kind.TRANSFER)
-        check.done()
-        transfer = await fetch_row(
-            self._engine, TRANSFERS, slot_of_id(identifier), identifier, staleness_of(context)
-        )
-        if transfer is None:
-            raise not_found(Reason.TRANSFER_NOT_FOUND, "transfer")
+        transfer = await _TRANSFER.get(self._engine, request.transfer_id, context)
         return masked(transfer_message(transfer), request.read_mask)
 
 

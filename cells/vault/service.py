@@ -9,9 +9,8 @@ from cellpay.vault.v1 import instruments_pb2 as pb
 from cellpay.vault.v1 import instruments_pb2_grpc
 from sqlalchemy import select
 
-from cells.answers import not_found
 from cells.ledger.model import Idempotency, Reason
-from cells.reading import ReadEngine, fetch, fetch_row
+from cells.reading import ReadEngine, fetch
 from cells.replica import staleness_of
 from cells.requests import (
     Checker,
@@ -22,6 +21,7 @@ from cells.requests import (
     timeout_of,
     timestamp,
 )
+from cells.resources import Resource
 from cells.vault.model import Details, InstrumentKind, InstrumentState, StoredInstrument
 from cells.vault.numbers import (
     BinTable,
@@ -33,7 +33,7 @@ from cells.vault.numbers import (
 )
 from cells.vault.store import Vault
 from cells.vault.tables import INSTRUMENTS, instruments
-from router.ids import Kind, slot_of_id
+from router.ids import Kind
 from router.slots import slot_of_user
 
 _KINDS_OUT = {
@@ -46,6 +46,8 @@ _STATES_OUT = {
 }
 _NUMBER_CHARACTERS_MAX = 64
 Registration = pb.RegisterCardRequest | pb.RegisterBankAccountRequest
+
+_INSTRUMENT = Resource(INSTRUMENTS, Kind.INSTRUMENT, Reason.INSTRUMENT_NOT_FOUND, "instrument")
 
 
 def instrument_message(row: StoredInstrument) -> pb.Instrument:
@@ -117,14 +119,7 @@ class InstrumentsService(instruments_pb2_grpc.InstrumentsServiceServicer):
         return instrument_message(row)
 
     async def GetInstrument(self, request: pb.GetInstrumentRequest, context: Any) -> pb.Instrument:
-        check = Checker()
-        identifier = check.identifier("instrument_id", request.instrument_id, Kind.INSTRUMENT)
-        check.done()
-        row = await fetch_row(
-            self._engine, INSTRUMENTS, slot_of_id(identifier), identifier, staleness_of(context)
-        )
-        if row is None:
-            raise not_found(Reason.INSTRUMENT_NOT_FOUND, "instrument")
+        row = await _INSTRUMENT.get(self._engine, request.instrument_id, context)
         return masked(instrument_message(row), request.read_mask)
 
     async def ListInstruments(

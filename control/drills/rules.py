@@ -128,7 +128,14 @@ def measure(samples: Sequence[Sample]) -> Figures:
     return Figures(len(samples), paid / len(samples), p99)
 
 
-def judge(phase: str, samples: Sequence[Sample], books: str, bound: Hypothesis) -> Check:
+class Audited(NamedTuple):
+    """What an audit of the books said; `broken`: the checks that do not hold."""
+
+    books: str
+    broken: tuple[str, ...] = ()
+
+
+def judge(phase: str, samples: Sequence[Sample], audited: Audited, bound: Hypothesis) -> Check:
     """Does the steady state hold? While the fault lasts the books may be out of reach."""
     figures = measure(samples)
     during = phase == "during"
@@ -141,8 +148,10 @@ def judge(phase: str, samples: Sequence[Sample], books: str, bound: Hypothesis) 
         wrong.append(f"{figures.success_ratio:.1%} of payments were made, not {success_min:.1%}")
     if figures.p99_ms > p99_max_ms:
         wrong.append(f"p99 was {figures.p99_ms} ms, more than {p99_max_ms} ms")
+    books = audited.books
     if books == BOOKS_BROKEN or (books == BOOKS_UNREACHABLE and not during):
-        wrong.append(f"the books are {books}")
+        which = f" ({', '.join(audited.broken)})" if audited.broken else ""
+        wrong.append(f"the books are {books}{which}")
     return Check(
         phase, figures.payments, figures.success_ratio, figures.p99_ms, books,
         holds=not wrong, why="; ".join(wrong),

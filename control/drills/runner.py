@@ -60,8 +60,9 @@ _DIED = "the process that carried it out died"
 class Books(NamedTuple):
     """What `cellctl verify` found."""
 
-    sound: bool
     in_doubt: int
+    # Checks that do not hold.
+    broken: tuple[str, ...]
 
 
 class Runner:
@@ -234,14 +235,14 @@ class Runner:
             since = _now_ms()
             await asyncio.sleep(seconds)
             fresh = [item for item in self._samples() if item.began_ms >= since]
-            holds = rules.judge(phase, fresh, rules.BOOKS_OK, bound).holds
+            holds = rules.judge(phase, fresh, rules.Audited(rules.BOOKS_OK), bound).holds
             if holds or self._probe is None or loop.time() > until:
                 break
         check = rules.judge(phase, fresh, await self._books(), bound)
         self._save(replace(self.drill, checks=(*self.drill.checks, check)))
         return check
 
-    async def _books(self, during: bool = False) -> str:
+    async def _books(self, during: bool = False) -> rules.Audited:
         """What the audit says when all that was begun has ended; meanwhile: what it says once."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _SETTLE_S
@@ -249,11 +250,11 @@ class Runner:
             found = await asyncio.to_thread(_verify, self._journal.data)
             late = during or loop.time() > until
             if found is None and late:
-                return rules.BOOKS_UNREACHABLE
-            if found is not None and not found.sound:
-                return rules.BOOKS_BROKEN
+                return rules.Audited(rules.BOOKS_UNREACHABLE)
+            if found is not None and found.broken:
+                return rules.Audited(rules.BOOKS_BROKEN, found.broken)
             if found is not None and (late or found.in_doubt == 0):
-                return rules.BOOKS_OK
+                return rules.Audited(rules.BOOKS_OK)
             await asyncio.sleep(_SETTLE_POLL_S)
 
 
@@ -270,7 +271,8 @@ def _verify(data: Path) -> Books | None:
             stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_BOOKS_TIMEOUT_S,
         )  # fmt: skip
         found = json.loads(done.stdout)
-        return Books(bool(found["ok"]), int(found["figures"]["in_doubt"]))
+        broken = [item["check"] for item in found["findings"] if item["severity"] == "broken"]
+        return Books(int(found["figures"]["in_doubt"]), tuple(broken))
     except (subprocess.TimeoutExpired, ValueError, KeyError):
         return None
 

@@ -36,6 +36,7 @@ from cells.settings import DatabaseSettings, LaneSettings, OutboxSettings, Webho
 from cells.vault import keystore
 from control.mesh import ca
 from control.mesh.state import MeshState
+from router.access import METHODS
 from router.client import CallPolicy, Mesh, TlsFiles, connect_direct
 from router.errors import details_of
 from router.guard import GuardedServer, SlotsHere
@@ -181,7 +182,7 @@ async def _serving(
     here = SlotsHere(CELL)
     here.publish(SlotMap.even([CELL]))
     server = grpc.aio.server()
-    guarded: Any = GuardedServer(server, here)
+    guarded: Any = GuardedServer(server, here, METHODS)
     notifications_pb2_grpc.add_NotificationsServiceServicer_to_server(
         NotificationsService(
             lanes, ReadEngine(engine), Bulk(lanes, here, Tally()),

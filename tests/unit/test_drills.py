@@ -25,7 +25,7 @@ from control.drills.model import (
     plan,
 )
 from control.drills.report import Deed, as_json, as_markdown, document
-from control.drills.rules import Sample
+from control.drills.rules import Audited, Sample
 from control.drills.store import EndRequest, Journal, journals
 
 CELLS = {"a": "east", "b": "west", "c": "west"}
@@ -92,11 +92,11 @@ def test_what_is_wrong_with_a_drill_is_named_by_its_field(spec: Spec, field: str
 
 
 def test_a_steady_state_that_nothing_disturbed_does_not_count_as_held() -> None:
-    made = rules.judge("during", samples(50, 50), rules.BOOKS_OK, BOUND)
+    made = rules.judge("during", samples(50, 50), Audited(rules.BOOKS_OK), BOUND)
     assert made.holds
     idle = rules.unproven(made, "0 connections were cut")
     assert (idle.holds, idle.why) == (False, "the fault was not in force: 0 connections were cut")
-    after = rules.judge("after", samples(50, 50), rules.BOOKS_OK, BOUND)
+    after = rules.judge("after", samples(50, 50), Audited(rules.BOOKS_OK), BOUND)
     ended = drill(State.CHECKED_AFTER, checks=(made, idle, after))
     assert rules.conclusion(ended) == (Event.COMPLETED, "broken")
 
@@ -155,17 +155,18 @@ def test_the_lease_begins_with_the_injection() -> None:
 
 
 def test_the_steady_state_is_successes_latency_and_books() -> None:
-    assert rules.judge("before", samples(100, 100), "ok", BOUND).holds
-    assert "made" in rules.judge("before", samples(100, 98), "ok", BOUND).why
-    assert "p99" in rules.judge("before", samples(100, 100, 2_001), "ok", BOUND).why
-    assert "books" in rules.judge("before", samples(100, 100), "broken", BOUND).why
-    assert "no payment" in rules.judge("before", [], "ok", BOUND).why
+    assert rules.judge("before", samples(100, 100), Audited("ok"), BOUND).holds
+    assert "made" in rules.judge("before", samples(100, 98), Audited("ok"), BOUND).why
+    assert "p99" in rules.judge("before", samples(100, 100, 2_001), Audited("ok"), BOUND).why
+    broken = Audited("broken", ("floor", "sum"))
+    assert "broken (floor, sum)" in rules.judge("before", samples(100, 100), broken, BOUND).why
+    assert "no payment" in rules.judge("before", [], Audited("ok"), BOUND).why
 
 
 def test_books_out_of_reach_are_forgiven_only_while_the_fault_lasts() -> None:
-    assert rules.judge("during", samples(100, 95), "unreachable", BOUND).holds
-    assert not rules.judge("during", samples(100, 95), "broken", BOUND).holds
-    assert not rules.judge("after", samples(100, 100), "unreachable", BOUND).holds
+    assert rules.judge("during", samples(100, 95), Audited("unreachable"), BOUND).holds
+    assert not rules.judge("during", samples(100, 95), Audited("broken"), BOUND).holds
+    assert not rules.judge("after", samples(100, 100), Audited("unreachable"), BOUND).holds
 
 
 def test_a_drill_is_aborted_when_hardly_any_payment_is_made_lately() -> None:

@@ -11,9 +11,9 @@ from sqlalchemy import func, select
 from cells.answers import not_found, resource_of
 from cells.ledger.model import Reason
 from cells.ledger.worker import Lanes
-from cells.reading import ReadEngine, fetch, newest_of_user
-from cells.replica import staleness_of
-from cells.requests import Checker, money, page_start, timeout_of, timestamp
+from cells.reading import ReadEngine, fetch
+from cells.requests import Checker, money, timeout_of, timestamp
+from cells.resources import list_of_user
 from cells.risk.cases.codes import is_code
 from cells.risk.cases.factors import Factors
 from cells.risk.cases.model import (
@@ -151,13 +151,8 @@ class RiskService(risk_pb2_grpc.RiskServiceServicer):
     async def ListDecisions(
         self, request: pb.ListDecisionsRequest, context: Any
     ) -> pb.ListDecisionsResponse:
-        check = Checker()
-        user_id = check.name("user_id", request.user_id)
-        size = check.page_size(request.page_size)
-        start = page_start(check, request.page_token, 1)
-        check.done()
-        listed, following = await newest_of_user(
-            self._engine, RISK_DECISIONS, "user_id", user_id, size, start, staleness_of(context)
+        listed, following = await list_of_user(
+            self._engine, RISK_DECISIONS, "user_id", request, context
         )
         return pb.ListDecisionsResponse(
             decisions=[_decision_message(item) for item in listed], next_page_token=following
