@@ -29,7 +29,15 @@ from control.mesh.components import (
 )
 from control.mesh.errors import MeshMismatch, UnknownProcess
 from control.mesh.options import DEFAULTS, MeshOptions, Progress, silent
-from control.mesh.processes import Identity, exit_code_of, identify, is_alive, send, wait_gone
+from control.mesh.processes import (
+    Identity,
+    exit_code_of,
+    identify,
+    is_alive,
+    send,
+    wait_gone,
+    wait_stopped,
+)
 from control.mesh.shutdown import end, end_all
 from control.mesh.starting import await_ready, begin, migrate
 from control.mesh.state import (
@@ -154,12 +162,15 @@ def restart(
 
 
 def kill(data: Path, name: str, number: int = signal.SIGKILL) -> int:
-    """Sends one process a signal and returns its PID. After SIGKILL it is gone, children too."""
+    """Sends one process a signal and returns its PID. After SIGKILL it is gone, children too; after
+    SIGSTOP none of its threads runs."""
     state = _require(data)
     place_of(name, state.cells)
     record = state.processes.get(name)
     if record is None or not send(record.identity, number):
         raise UnknownProcess(f"{name} does not run in {data}")
+    if number == signal.SIGSTOP:
+        wait_stopped(record.identity.pid, _KILLED_WAIT_S)
     if number == signal.SIGKILL:
         wait_gone([record.identity], _KILLED_WAIT_S)
         if record.role == "postgres":

@@ -267,6 +267,26 @@ def wait_gone(identities: Iterable[Identity], wait_s: float) -> Sequence[Identit
     return left
 
 
+def wait_stopped(pid: int, wait_s: float) -> None:
+    """After SIGSTOP: until none of its threads runs (Linux; elsewhere it cannot be seen)."""
+    deadline = time.monotonic() + wait_s
+    while not _is_stopped(pid) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        states = [
+            # The name before it may hold anything.
+            (thread / "stat").read_text().rpartition(")")[2].split()[0]
+            for thread in Path(f"/proc/{pid}/task").iterdir()
+        ]
+    except OSError:
+        # It has ended, or a thread of it has.
+        return not Path(f"/proc/{pid}/task").exists()
+    return set(states) <= {"T", "t", "Z", "X"}
+
+
 def strays_of(owner: Path) -> list[Identity]:
     """Living processes that carry this mesh's mark, recorded or not (Linux; elsewhere none known).
 

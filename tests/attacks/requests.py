@@ -57,6 +57,14 @@ def _fill(message: Any, values: Mapping[str, Any], depth: int = 0) -> None:
                 setattr(message, field.name, value)
 
 
+def unsaid(method: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """For whoever asks as a cell: its word about a branch is believed, and would stand in the books
+    beside what really became of the transfer."""
+    if "ParticipantService" not in method:
+        return values
+    return {name: value for name, value in values.items() if name != "transfer_id"}
+
+
 def strings_of(descriptor: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The paths of all fields of text, at any depth."""
     for field in descriptor.fields:

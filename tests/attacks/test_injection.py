@@ -16,7 +16,7 @@ from control.cellctl.session import Session
 from router.access import METHODS
 from router.client import Mesh
 from router.home import slot_finder
-from tests.attacks.requests import descriptor_of, put_at, request_for, served, strings_of
+from tests.attacks.requests import descriptor_of, put_at, request_for, served, strings_of, unsaid
 from tests.attacks.test_idor import things_of
 from tests.attacks.world import Shop, call, issued, new_name, opened, ordered, to_slot
 
@@ -93,7 +93,7 @@ async def test_wants_his_text_run_as_sql_by_any_cell(
     room = asyncio.Semaphore(24)
 
     async def one(method: str, path: tuple[str, ...], value: str) -> None:
-        request = request_for(method, things_of(victim))
+        request = request_for(method, unsaid(method, things_of(victim)))
         try:
             put_at(request, path, value)
         except ValueError:
