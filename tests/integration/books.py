@@ -34,6 +34,7 @@ from cells.payments.model import RefundEvent, RefundState
 from cells.payments.rules import EndRefund, Pay, RefundPayment
 from cells.transfers.model import TransferEvent, TransferKind
 from cells.transfers.rules import AdvanceTransfer, BeginTransfer, EndBranch, TryBranch, branch_id
+from control.mesh.readiness import Started, postmaster_ready
 from router.ids import (
     Kind,
     account_id,
@@ -100,7 +101,7 @@ def database_server() -> Iterator[URL]:
             words, stdout=log, stderr=log, cwd="/", **as_user
         )
     try:
-        _wait_for(port, process, directory / "log")
+        _wait_for(data, process, directory / "log")
         yield URL.create(
             "postgresql+asyncpg", "cellpay", host="127.0.0.1", port=port, database="postgres"
         )
@@ -110,12 +111,12 @@ def database_server() -> Iterator[URL]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + 30
+def _wait_for(data: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+    is_ready, started = postmaster_ready(data), Started(process.pid, log, 0)
+    until = time.monotonic() + 60
     while time.monotonic() < until and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+        if is_ready(started):
+            return
         time.sleep(0.05)
     raise AssertionError(f"PostgreSQL did not start:\n{log.read_text()[-2000:]}")
 
