@@ -49,8 +49,11 @@ return {0, 0}
 
 
 class RedisRates:
-    def __init__(self, redis_url: str, breaker: Breaker) -> None:
-        self._redis = connect_redis(redis_url, _CALL_WAIT_S)
+    def __init__(
+        self, redis_url: str, breaker: Breaker, *, call_wait_s: float = _CALL_WAIT_S
+    ) -> None:
+        """`call_wait_s`: who has no answer by then goes by the policy for a Redis that is away."""
+        self._redis = connect_redis(redis_url, call_wait_s)
         self._breaker = breaker
         self._digest = ""
 
