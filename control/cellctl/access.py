@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,7 +43,7 @@ def issue(
         raise typer.BadParameter(f"{name!r} is no name for a person: a to z, digits, hyphens")
     session = Session.open(data)
     subject = spiffe_id("operator", name)
-    bound = _run(_bind(session, subject, role, reason))
+    bound = asyncio.run(_bind(session, subject, role, reason))
     with locked(session.data):
         rotation.issue_person(session.state, name)
     console.print(f"{subject}: {_names(bound.roles)}; act with: cellctl --as {name} …")
@@ -67,7 +66,7 @@ def whoami(data: DATA = DEFAULT_DATA, as_json: JSON = False) -> None:
         async with Session.open(data).access() as access:
             return await access.WhoAmI(pb.WhoAmIRequest(), timeout=_TIMEOUT_S)
 
-    found = _run(ask())
+    found = asyncio.run(ask())
     if as_json:
         print_json({"spiffe_id": found.spiffe_id, "roles": _list(found.roles)})
     else:
@@ -82,7 +81,7 @@ def list_roles(data: DATA = DEFAULT_DATA, as_json: JSON = False) -> None:
         async with Session.open(data).access() as access:
             return await access.ListRoleBindings(pb.ListRoleBindingsRequest(), timeout=_TIMEOUT_S)
 
-    found = _run(fetch()).bindings
+    found = asyncio.run(fetch()).bindings
     if as_json:
         print_json([{"subject": item.subject, "roles": _list(item.roles)} for item in found])
     else:
@@ -98,7 +97,7 @@ def set_roles(
 ) -> None:
     """Binds roles to an identity; without any, its kind's hold again."""
     full = subject if "://" in subject else spiffe_id("operator", subject)
-    bound = _run(_bind(Session.open(data), full, role, reason))
+    bound = asyncio.run(_bind(Session.open(data), full, role, reason))
     console.print(f"{full}: {_names(bound.roles) or 'as its kind'}")
 
 
@@ -124,7 +123,7 @@ def list_approvals(data: DATA = DEFAULT_DATA, as_json: JSON = False) -> None:
             return await access.ListApprovals(pb.ListApprovalsRequest(), timeout=_TIMEOUT_S)
 
     columns = ("approval_id", "state", "action", "parameters", "requester", "approver", "note")
-    rows = [_row(item) for item in _run(fetch()).approvals]
+    rows = [_row(item) for item in asyncio.run(fetch()).approvals]
     if as_json:
         print_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
@@ -162,7 +161,7 @@ def policy(
                 pb.SetApprovalPolicyRequest(policy=wanted, reason=reason), timeout=_TIMEOUT_S
             )
 
-    console.print(f"approvals: {'on' if _run(apply()).required else 'off'}")
+    console.print(f"approvals: {'on' if asyncio.run(apply()).required else 'off'}")
 
 
 def _decide(approval_id: str, yes: bool, reason: str, data: Path) -> None:
@@ -171,7 +170,7 @@ def _decide(approval_id: str, yes: bool, reason: str, data: Path) -> None:
             request = pb.DecideApprovalRequest(approval_id=approval_id, approve=yes, reason=reason)
             return await access.DecideApproval(request, timeout=_TIMEOUT_S)
 
-    after = _run(decide())
+    after = asyncio.run(decide())
     console.print(f"{after.approval_id}: {_state(after)}; {after.action} {after.parameters}")
 
 
@@ -191,7 +190,7 @@ def show_audit(context: typer.Context, data: DATA = DEFAULT_DATA, as_json: JSON 
     columns = ("time", "actor", "action", "detail", "reason", "verdict")
     rows = [
         (item.time.ToJsonString(), item.actor, item.action, item.detail, item.reason, item.verdict)
-        for item in _run(fetch())
+        for item in asyncio.run(fetch())
     ]
     if as_json:
         print_json([dict(zip(columns, row, strict=True)) for row in rows])
@@ -212,7 +211,7 @@ def verify(
             request = pb.VerifyAuditLogRequest(contains_sha256=contains)
             return await access.VerifyAuditLog(request, timeout=60)
 
-    found = _run(fetch())
+    found = asyncio.run(fetch())
     if as_json:
         print_json(
             {
@@ -247,7 +246,3 @@ def _list(numbers: Any) -> list[str]:
 
 def _names(numbers: Any) -> str:
     return ", ".join(_list(numbers))
-
-
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(work)

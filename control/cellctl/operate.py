@@ -4,7 +4,6 @@ abort, take back. Each can be planned first (`--dry-run`)."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -210,7 +209,7 @@ def release(cell: str, reason: REASON = "", data: DATA = DEFAULT_DATA) -> None:
             request = ops_pb.ReleaseFailoverRequest(cell=cell, reason=reason)
             await operations.ReleaseFailover(request, timeout=_TIMEOUT_S)
 
-    _run(run())
+    asyncio.run(run())
     console.print(f"cell {cell} is failed over by itself again, if the policy says so")
 
 
@@ -284,7 +283,7 @@ def failover_policy(
             request = pb.SetFailoverPolicyRequest(policy=wanted, reason=reason)
             return await control.SetFailoverPolicy(request, timeout=_TIMEOUT_S)
 
-    got = _run(apply())
+    got = asyncio.run(apply())
     console.print(
         f"automatic failover: {'on' if got.automatic else 'off'}; by "
         f"{'lost leases and failing payments' if got.real_traffic else 'lost leases only'}"
@@ -309,7 +308,7 @@ def start(data: Path, wait: bool, dry_run: bool, **fields: Any) -> None:
             operation = await control.StartOperation(request, timeout=_TIMEOUT_S)
             return await _followed(control, operation, wait)
 
-    found = _run(run())
+    found = asyncio.run(run())
     if isinstance(found, ops_pb.OperationPlan):
         show_plan(found)
     else:
@@ -328,7 +327,7 @@ def _ask(
             )
             return await _followed(control, operation, wait)
 
-    _conclude(_run(run()))
+    _conclude(asyncio.run(run()))
 
 
 async def _followed(control: Any, operation: pb.Operation, wait: bool) -> pb.Operation:
@@ -383,7 +382,7 @@ def _declare(data: Path, **fields: Any) -> None:
                 ops_pb.DeclareCellRequest(**fields), timeout=_TIMEOUT_S
             )
 
-    cell = _run(run())
+    cell = asyncio.run(run())
     console.print(
         f"{cell.cell} in {cell.region}: capacity {cell.capacity or 'unlimited'}, "
         f"surge {cell.surge or 'unlimited'}"
@@ -414,7 +413,3 @@ def _weights(texts: list[str]) -> dict[str, int]:
             raise typer.BadParameter(f"{text!r} is no weight like a=2", param_hint="--weight")
         found[cell] = int(weight)
     return found
-
-
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(work)

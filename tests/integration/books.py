@@ -23,7 +23,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-import cells.schema  # noqa: F401
+import cells.schema
 from cells.accounts.model import Direction
 from cells.accounts.rules import CloseAccount, MoveMoney, OpenAccount
 from cells.fencing.tables import metadata
@@ -147,6 +147,15 @@ async def new_database(server: URL, template: str = "") -> AsyncIterator[AsyncEn
         async with admin.connect() as connection:
             await connection.execute(text(f"DROP DATABASE {name}"))
         await admin.dispose()
+
+
+async def give_all_slots(engine: AsyncEngine, cell: str = "a") -> None:
+    """The schema, and every slot at home in one cell at epoch 1."""
+    async with engine.begin() as connection:
+        await connection.run_sync(cells.schema.metadata.create_all)
+        await connection.exec_driver_sql(
+            f"INSERT INTO slots SELECT n, '{cell}', 1 FROM generate_series(0, 1023) AS n"
+        )
 
 
 async def execute(engine: AsyncEngine, *statements: str) -> None:

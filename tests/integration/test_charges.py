@@ -15,7 +15,6 @@ import pytest
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-import cells.schema
 from cells.channels.attempts import ATTEMPTS
 from cells.channels.model import Answer, AnswerReason, Operation, Verdict
 from cells.charges.model import ChargeState, IfOrderEnded, RefundState
@@ -33,7 +32,7 @@ from router.errors import Refusal
 from router.ids import Kind, slot_of_id
 from router.minting import mint_now
 from router.slots import slot_of_user
-from tests.integration.books import database_server, execute, new_database
+from tests.integration.books import database_server, execute, give_all_slots, new_database
 from tests.integration.scripted import (
     APPROVED,
     DECLINED,
@@ -61,11 +60,7 @@ def server_url() -> Iterator[URL]:
 async def engine(server_url: URL) -> AsyncIterator[AsyncEngine]:
     """Slots and their owner; each test has users of its own."""
     async with new_database(server_url) as engine:
-        async with engine.begin() as connection:
-            await connection.run_sync(cells.schema.metadata.create_all)
-            await connection.exec_driver_sql(
-                "INSERT INTO slots SELECT n, 'a', 1 FROM generate_series(0, 1023) AS n"
-            )
+        await give_all_slots(engine)
         yield engine
         report = await audit(engine)
         assert report.ok, "\n".join(lines(report))

@@ -10,7 +10,6 @@ from sqlalchemy import insert, select, text, update
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-import cells.schema
 from cells.database import make_engine
 from cells.fencing.tables import slots
 from cells.risk.cases.model import Case, StoredDecision
@@ -20,7 +19,7 @@ from cells.settings import DatabaseSettings
 from cells.verification.risk import CHECKS
 from router.guard import SlotsHere
 from router.slotmap import Owned, SlotMap
-from tests.integration.books import database_server, new_database
+from tests.integration.books import database_server, give_all_slots, new_database
 
 pytestmark = pytest.mark.mesh
 DAY_S = 86_400.0
@@ -37,11 +36,7 @@ def server_url() -> Iterator[URL]:
 @pytest.fixture
 async def engine(server_url: URL) -> AsyncIterator[AsyncEngine]:
     async with new_database(server_url) as admin:
-        async with admin.begin() as connection:
-            await connection.run_sync(cells.schema.metadata.create_all)
-            await connection.exec_driver_sql(
-                "INSERT INTO slots SELECT n, 'a', 1 FROM generate_series(0, 1023) AS n"
-            )
+        await give_all_slots(admin)
         url = admin.url.render_as_string(hide_password=False)
         engine = make_engine(url, "test", DatabaseSettings(), pool_size=2)
         yield engine

@@ -14,7 +14,6 @@ import pytest
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-import cells.schema
 from cells.accounts.model import Direction
 from cells.accounts.rules import MoveMoney, OpenAccount
 from cells.database import make_engine
@@ -45,7 +44,7 @@ from router.risk.record import Record
 from router.slotmap import Owned, SlotMap
 from router.slots import slot_of_user
 from tests.integration.behind import going_on
-from tests.integration.books import database_server, new_database
+from tests.integration.books import database_server, give_all_slots, new_database
 
 pytestmark = pytest.mark.mesh
 CELL, SHOP = "a", "screened-shop"
@@ -121,11 +120,7 @@ def server_url() -> Iterator[URL]:
 @pytest.fixture
 async def engine(server_url: URL) -> AsyncIterator[AsyncEngine]:
     async with new_database(server_url) as engine:
-        async with engine.begin() as connection:
-            await connection.run_sync(cells.schema.metadata.create_all)
-            await connection.exec_driver_sql(
-                "INSERT INTO slots SELECT n, 'a', 1 FROM generate_series(0, 1023) AS n"
-            )
+        await give_all_slots(engine)
         yield engine
 
 
