@@ -74,8 +74,7 @@ class Risking:
         self._knowing.followers.append(self._scorers.hear)
         self.screening = Screening(
             lanes,
-            here,
-            [RiskReader(self._engine) for _ in range(risk.groups_max)],
+            [RiskReader(self._engine, here) for _ in range(risk.groups_max)],
             Sources(
                 lambda: self._knowing.now,
                 self._features,

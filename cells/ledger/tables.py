@@ -90,6 +90,14 @@ Index(
     accounts.c.account_id,
     postgresql_where=text("purpose = 'collection'"),
 )
+# Risk knows an order's payer only from its row, and finds the account in the same read.
+Index(
+    "accounts_by_user",
+    accounts.c.slot,
+    accounts.c.user_id,
+    accounts.c.currency,
+    postgresql_where=text("purpose = 'balance'"),
+)
 
 ACCOUNTS: RecordType[Account] = RecordType(
     accounts,

@@ -27,7 +27,7 @@ from cells.risk.cases.rules import case_id, conclude, fingerprint
 from cells.risk.interface import Score
 from cells.risk.lookups import AccountFacts, Found, known_state
 from cells.settings import RiskSettings
-from router.ids import Kind, account_id
+from router.ids import Kind
 from router.minting import mint_now
 from router.risk.facts import NO_SCORE, SCORE, Value
 from router.risk.features import Observation
@@ -63,11 +63,6 @@ class Judged:
     score: Score | None = None
     shadows: list[tuple[str, float]] = field(default_factory=list)
 
-    @property
-    def account(self) -> tuple[int, str]:
-        subject = self.subject
-        return self.asked.slot, account_id(subject.user_id, subject.currency)
-
 
 def judged_of(asked: Asked, whence: Whence, found: Found) -> Judged:
     subject = Subject(asked.user_id, asked.payee_id, asked.amount, asked.currency)
@@ -95,17 +90,13 @@ def fingerprint_of(asked: Asked, subject: Subject) -> str:
     )  # fmt: skip
 
 
-def facts_of(
-    judged: Judged,
-    account: AccountFacts | None,
-    payee: AccountFacts | None,
-    features: Mapping[str, Value],
-) -> dict[str, Value]:
+def facts_of(judged: Judged, features: Mapping[str, Value]) -> dict[str, Value]:
     """All that is known. The score is not known yet.
 
     `features`: every one that there is, by the fact's name; what the others are was said.
     """
-    asked, whence, subject, now = judged.asked, judged.whence, judged.subject, judged.found.now
+    asked, whence, subject, found = judged.asked, judged.whence, judged.subject, judged.found
+    now, account = found.now, found.account
     return {
         **features,
         "operation": asked.operation,
@@ -115,7 +106,7 @@ def facts_of(
         "user.account_age_days": _age_days(account, now),
         "user.balance": account.balance if account else 0,
         "payee.id": subject.payee_id,
-        "payee.is_merchant": _is_merchant(asked, payee),
+        "payee.is_merchant": _is_merchant(asked, found),
         "device.id": whence.device,
         "ip.address": whence.ip,
         "ip.country": whence.ip_country,
@@ -135,11 +126,11 @@ def _age_days(account: AccountFacts | None, now: datetime) -> int:
     return max(0, int((now - account.created_at).total_seconds())) // _DAY_S
 
 
-def _is_merchant(asked: Asked, payee: AccountFacts | None) -> bool:
+def _is_merchant(asked: Asked, found: Found) -> bool:
     if asked.order_id and not asked.user_id:
         # Only merchants make orders.
         return True
-    return asked.payee_is_merchant or (payee is not None and payee.kind == AccountKind.MERCHANT)
+    return asked.payee_is_merchant or found.payee_kind == AccountKind.MERCHANT
 
 
 def verdict_of(

@@ -1,5 +1,5 @@
-"""What risk reads of the database for a group of requests: one statement for orders, cases and
-requests that were executed before, and one for accounts, beside the features.
+"""What risk reads of the database for a group of requests, in one statement: orders, accounts,
+cases, and requests that were executed before.
 
 Plain reads that lock nothing. What matters for money is decided again under the fence: a case is
 used up, and an executed request found, in the lane.
@@ -8,7 +8,7 @@ used up, and an executed request found, in the lane.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -21,6 +21,9 @@ from cells.risk.asking import Asked
 from cells.risk.cases.model import TRANSITIONS, CaseEvent, CaseState, Factor
 from cells.risk.cases.rules import case_ids
 from cells.risk.cases.tables import FACTORS
+from router.guard import SlotsHere
+from router.ids import Purpose, account_id
+from router.slots import slot_of_user
 
 # Plans are made anew as lanes' are, but not as often: here it would be a twentieth of all the work.
 # PostgreSQL does so by itself when it has analysed a table.
@@ -36,23 +39,34 @@ def _numbers(argument: int) -> str:
 
 
 _CASE = "state", "expires_at", "fingerprint", "created_at"
+# Who asks, and in what currency: as the request says, or else as its order does (judging.py).
+# A column of empty texts alone comes as NULL.
+_USER = "CASE WHEN k.user_id <> '' THEN k.user_id ELSE o.payer_id END"
+_CURRENCY = "CASE WHEN k.user_id <> '' THEN k.currency ELSE o.currency END"
 _REQUESTS = (
     "SELECT k.place, now(), i.resource_id IS NOT NULL, o.state, o.payer_id, o.merchant_id,"
-    " o.amount, o.currency, "
+    " o.amount, o.currency, a.balance, a.created_at, p.kind, "
     + ", ".join(f"{alias}.{name}" for alias in ("c", "r") for name in _CASE)
     + f" FROM unnest({_numbers(1)}, {_numbers(2)}, {_texts(3)}, {_texts(4)}, {_texts(5)},"
-    f" {_texts(6)}) AS k(place, slot, order_id, request_id, challenge_id, review_id)"
+    f" {_texts(6)}, {_texts(7)}, {_texts(8)}, {_numbers(9)}, {_texts(10)})"
+    " AS k(place, slot, order_id, request_id, challenge_id, review_id, user_id, currency,"
+    " payee_slot, payee_account)"
     " LEFT JOIN orders AS o ON o.slot = k.slot AND o.order_id = k.order_id"
     " LEFT JOIN idempotency AS i ON i.slot = k.slot AND i.idempotency_id = k.request_id"
     " LEFT JOIN risk_cases AS c ON c.slot = k.slot AND c.case_id = k.challenge_id"
     " LEFT JOIN risk_cases AS r ON r.slot = k.slot AND r.case_id = k.review_id"
-)
-_ACCOUNTS = (
-    "SELECT a.account_id, a.balance, a.kind, a.created_at"
-    f" FROM unnest({_numbers(1)}, {_texts(2)}) AS k(slot, account_id)"
-    " JOIN accounts AS a ON a.slot = k.slot AND a.account_id = k.account_id"
+    # LIMIT keeps PostgreSQL, before it has statistics, from reading all accounts for each request.
+    " LEFT JOIN LATERAL (SELECT balance, created_at FROM accounts"
+    f" WHERE slot = k.slot AND user_id = {_USER} AND currency = {_CURRENCY}"
+    f" AND purpose = '{Purpose.BALANCE}' LIMIT 1) AS a ON true"
+    " LEFT JOIN accounts AS p ON p.slot = k.payee_slot AND p.account_id = k.payee_account"
 )
 _FACTOR = f"SELECT {', '.join(FACTORS.fields)} FROM risk_factors WHERE slot = $1 AND factor_id = $2"
+
+
+_TYPES = ("INTEGER", "INTEGER", *["TEXT"] * 6, "INTEGER", "TEXT")
+# No slot is one of these.
+_NO_PAYEE = (-1, "")
 
 
 class KnownCase(NamedTuple):
@@ -61,6 +75,11 @@ class KnownCase(NamedTuple):
     state: str
     expires_at: datetime
     fingerprint: str
+    created_at: datetime
+
+
+class AccountFacts(NamedTuple):
+    balance: int
     created_at: datetime
 
 
@@ -75,48 +94,47 @@ class Found(NamedTuple):
     merchant_id: str
     amount: int
     currency: str
+    # The user's, in the request's currency.
+    account: AccountFacts | None
+    # Empty where the payee's account is not looked up, or not there.
+    payee_kind: str
     challenge: KnownCase | None
     review: KnownCase | None
-
-
-class AccountFacts(NamedTuple):
-    balance: int
-    kind: str
-    created_at: datetime
 
 
 class RiskReader:
     """Of one screening: its statements come one after the other."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, here: SlotsHere) -> None:
+        self._here = here
         self._connection = KeptConnection(engine)
         self._plans_until = 0.0
 
     async def requests(self, group: Sequence[Asked]) -> list[Found]:
         """In their order. Raises what the database raises."""
-        columns: list[list[Any]] = [[] for _ in range(6)]
+        columns: list[list[Any]] = [[] for _ in _TYPES]
         for place, asked in enumerate(group):
             slot, scope, key = asked.slot, asked.scope, asked.key
             values = (
                 place, slot, asked.order_id, f"{scope}\x1f{key}",
-                *case_ids(slot, asked.operation, scope, key),
+                *case_ids(slot, asked.operation, scope, key), asked.user_id, asked.currency,
+                *self._payee_of(asked),
             )  # fmt: skip
             for column, value in zip(columns, values, strict=True):
                 column.append(value)
-        arguments = [joined(column) for column in columns[:2]]
-        arguments += [joined(column, "TEXT") for column in columns[2:]]
+        arguments = [joined(*column) for column in zip(columns, _TYPES, strict=True)]
         rows = await self._fetch(_REQUESTS, *arguments)
         by_place = {row[0]: row for row in rows}
         return [_found(asked, by_place[place]) for place, asked in enumerate(group)]
 
-    async def accounts(self, wanted: Iterable[tuple[int, str]]) -> Mapping[str, AccountFacts]:
-        """By account ID: (slot, ID) of each."""
-        pairs = list(dict.fromkeys(wanted))
-        if not pairs:
-            return {}
-        slots, ids = zip(*pairs, strict=True)
-        rows = await self._fetch(_ACCOUNTS, joined(slots), joined(ids, "TEXT"))
-        return {row[0]: AccountFacts(row[1], row[2], row[3]) for row in rows}
+    def _payee_of(self, asked: Asked) -> tuple[int, str]:
+        """Slot and account of a transfer's payee, as far as it is at home here: elsewhere it would
+        be a read across regions."""
+        if asked.payee_id and not asked.order_id:
+            slot = slot_of_user(asked.payee_id)
+            if self._here.is_home(slot):
+                return slot, account_id(asked.payee_id, asked.currency)
+        return _NO_PAYEE
 
     async def factor(self, slot: int, identifier: str) -> Factor | None:
         rows = await self._fetch(_FACTOR, slot, identifier)
@@ -141,13 +159,16 @@ class RiskReader:
 
 
 def _found(asked: Asked, row: Sequence[Any]) -> Found:
-    _, now, executed, state, payer, merchant, amount, currency = row[:8]
-    challenge = KnownCase(*row[8:12]) if row[8] else None
-    review = KnownCase(*row[12:16]) if row[12] else None
+    (_, now, executed, state, payer, merchant, amount, currency, balance, opened, payee_kind,
+     *cases) = row  # fmt: skip
+    account = AccountFacts(balance, opened) if opened else None
+    challenge = KnownCase(*cases[:4]) if cases[0] else None
+    review = KnownCase(*cases[4:]) if cases[4] else None
     is_over = executed or (asked.order_id != "" and state != OrderState.OPEN)
     return Found(
-        now, is_over, payer or "", merchant or "", amount or 0, currency or "", challenge, review
-    )
+        now, is_over, payer or "", merchant or "", amount or 0, currency or "", account,
+        payee_kind or "", challenge, review,
+    )  # fmt: skip
 
 
 def known_state(case: KnownCase | None, now: datetime, fingerprint: str) -> CaseState | None:

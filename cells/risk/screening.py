@@ -1,7 +1,7 @@
 """The risk engine in the path of a request (step 4 of a payment's walk), between service and lane.
 
-    asked ─▶ group ─▶ orders, cases ─┬▶ accounts ─┬▶ facts ▶ model ▶ rules ▶ verdict ─▶ lane
-                                     └▶ features ─┘                          └▶ record
+    asked ─▶ group ─▶ orders, accounts, cases ─▶ features ─▶ model ─▶ rules ─▶ verdict ─▶ lane
+                                                                         └▶ record
 
 Requests that come together are judged together, like the lanes' groups: one read for all of them.
 Nothing waits without a bound. Features that are away are done without, by conservative rules; an
@@ -32,18 +32,15 @@ from cells.risk.hits import Hits
 from cells.risk.interface import Features, FeaturesAway, Scorer
 from cells.risk.judging import Judged, facts_of, judged_of, record_of, verdict_of
 from cells.risk.knowledge import Knowledge
-from cells.risk.lookups import AccountFacts, RiskReader
+from cells.risk.lookups import RiskReader
 from cells.risk.patience import Patience
 from cells.settings import RiskSettings
 from router.errors import Refusal
-from router.guard import SlotsHere
 from router.identity import caller_of
-from router.ids import account_id
 from router.risk.artefact import ModelMode
 from router.risk.facts import FEATURE_PREFIX, SCORE
 from router.risk.model import Action, Decision, Source
 from router.risk.record import Record
-from router.slots import slot_of_user
 from router.tracing.current import span
 
 log = structlog.get_logger(__name__)
@@ -114,7 +111,6 @@ class Screening:
     def __init__(
         self,
         lanes: Lanes,
-        here: SlotsHere,
         readers: Sequence[RiskReader],
         sources: Sources,
         records: Records,
@@ -122,7 +118,6 @@ class Screening:
     ) -> None:
         """`readers`: one for each group that may be under way at once."""
         self._lanes = lanes
-        self._here = here
         self._readers = readers
         self._sources = sources
         self._records = records
@@ -308,10 +303,8 @@ class Screening:
         if not judged:
             return
         items = [item for _, item in judged]
-        accounts, (features, away) = await asyncio.gather(
-            reader.accounts(self._accounts_of(items)), self._features(knowledge, items)
-        )
-        self._fill(knowledge, items, accounts, features)
+        features, away = await self._features(knowledge, items)
+        self._fill(knowledge, items, features)
         without = away | self._score(knowledge, items, away)
         for number, (pending, item) in enumerate(judged, 1):
             try:
@@ -324,25 +317,6 @@ class Screening:
                 pending.fail()
             if number % _BREATH == 0:
                 await asyncio.sleep(0)
-
-    def _accounts_of(self, items: Sequence[Judged]) -> list[tuple[int, str]]:
-        """The users', and payees' of transfers as far as they are at home here: elsewhere it would
-        be a read across regions."""
-        wanted = [item.account for item in items]
-        for item in items:
-            payee = self._payee_of(item)
-            if payee is not None:
-                wanted.append(payee)
-        return wanted
-
-    def _payee_of(self, item: Judged) -> tuple[int, str] | None:
-        payee_id = item.subject.payee_id
-        if not payee_id or item.asked.order_id:
-            return None
-        slot = slot_of_user(payee_id)
-        if not self._here.is_home(slot):
-            return None
-        return slot, account_id(payee_id, item.subject.currency)
 
     async def _features(
         self, knowledge: Knowledge, items: Sequence[Judged]
@@ -363,18 +337,11 @@ class Screening:
         self,
         knowledge: Knowledge,
         items: Sequence[Judged],
-        accounts: Mapping[str, AccountFacts],
         features: Sequence[Mapping[str, int]],
     ) -> None:
         names = [(item.name, FEATURE_PREFIX + item.name) for item in knowledge.features.features]
         for item, values in zip(items, features, strict=True):
-            payee = self._payee_of(item)
-            item.facts = facts_of(
-                item,
-                accounts.get(item.account[1]),
-                accounts.get(payee[1]) if payee else None,
-                {fact: values.get(name, 0) for name, fact in names},
-            )
+            item.facts = facts_of(item, {fact: values.get(name, 0) for name, fact in names})
 
     def _score(
         self, knowledge: Knowledge, items: Sequence[Judged], away: frozenset[str]

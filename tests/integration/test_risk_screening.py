@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from sqlalchemy.engine import URL
@@ -197,8 +198,8 @@ async def desk(
     sources = Sources(
         lambda: knowledge, features or MemoryFeatures(), models or Models(), lambda: is_on, Hits()
     )
-    readers = [RiskReader(made) for _ in range(settings.groups_max)]
-    screening = Screening(lanes, here, readers, sources, told, settings)
+    readers = [RiskReader(made, here) for _ in range(settings.groups_max)]
+    screening = Screening(lanes, readers, sources, told, settings)
     try:
         async with going_on(*lanes.runners(), *screening.runners()):
             yield Desk(lanes, screening, told)
@@ -238,6 +239,46 @@ async def test_facts_are_what_the_books_say(engine: AsyncEngine) -> None:
         assert outcome.metadata["reasons"] == "ALL"
         (record,) = at.told.records
         assert (record.action, record.hits, record.observation.user) == ("deny", ("all",), "facts")
+
+
+async def test_each_request_of_a_group_finds_its_own_account_and_payee(engine: AsyncEngine) -> None:
+    async with desk(engine, knowing()) as at:
+        users = [await at.opened(f"own-{number}", 100 + number) for number in range(3)]
+        order = await at.ordered(users[0], 7)
+        group = [
+            Asked(Operation.PAY, slot_of_id(order), order, "k", "", "", 0, "", order, NOWHERE),
+            *(_transfer(users[1], payee, "USD") for payee in (SHOP, users[2], "nobody")),
+            _transfer(users[2], SHOP, "EUR"),
+            Asked(
+                Operation.WITHDRAW, slot_of_user("none"), "none", "k", "none", "", 1, "USD", "",
+                NOWHERE,
+            ),
+        ]  # fmt: skip
+        here = SlotsHere(CELL)
+        here.publish(SlotMap((Owned(0, 1023, CELL, 1),)))
+        reader = RiskReader(engine, here)
+        found = await reader.requests(group)
+        assert [item.account.balance if item.account else None for item in found] == [
+            100, 101, 101, 101, None, None
+        ]  # fmt: skip
+        assert [item.payee_kind for item in found] == ["", "merchant", "person", "", "", ""]
+        # One alone, whose columns are all empty but for the order.
+        assert await reader.requests(group[:1]) == [found[0]._replace(now=ANY)]
+        # A payee of another cell is not looked up.
+        slot = slot_of_user(SHOP)
+        here.publish(SlotMap((
+            *([Owned(0, slot - 1, CELL, 1)] if slot else []), Owned(slot, slot, "b", 2),
+            *([Owned(slot + 1, 1023, CELL, 1)] if slot < 1023 else []),
+        )))  # fmt: skip
+        (elsewhere,) = await reader.requests(group[1:2])
+        assert elsewhere.payee_kind == ""
+        await reader.close()
+
+
+def _transfer(payer: str, payee: str, currency: str) -> Asked:
+    return Asked(
+        Operation.TRANSFER, slot_of_user(payer), payer, "k", payer, payee, 1, currency, "", NOWHERE
+    )
 
 
 async def test_a_decision_is_told_when_it_had_an_effect_and_once(engine: AsyncEngine) -> None:
