@@ -1,10 +1,12 @@
-"""What a command needs of a mesh: addresses and certificates of a local one, by its directory."""
+"""What a command needs of a mesh: who answers where, and what it is shown (places.py)."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +25,19 @@ from cellpay.control.v1 import (
 
 from control.cellctl.acting import ActingInterceptor, acting_as, acting_headers
 from control.cellctl.failures import NoMesh
+from control.cellctl.places import (
+    CLIENT,
+    OPERATOR,
+    REMOTE_FILE,
+    Places,
+    Remote,
+    places_of,
+    read_remote,
+)
 from control.mesh import state as mesh_state
 from control.slotmap import read_slot_map
 from router.client import CallPolicy, Mesh, TlsFiles, connect
+from router.client.bootstrap import xds_bootstrap
 from router.slotmap import Owned, SlotMap
 from router.store.etcd import connect_etcd
 from router.store.model import Store, StoreUnavailable
@@ -35,21 +47,48 @@ if TYPE_CHECKING:
 
 _AUDIT_TIMEOUT_MS = 120_000
 _READ_TIMEOUT_S = 5.0
+_NODE_ID = "client-cellctl"
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
     data: Path
-    state: mesh_state.MeshState
+    places: Places
+    # Of a mesh on this machine; of one elsewhere what was written down of it.
+    _mesh: mesh_state.MeshState | Remote
 
     @staticmethod
     def open(data: Path) -> Session:
-        state = mesh_state.load(data)
-        if state is None:
-            raise NoMesh(f"there is no mesh in {data}; start one with: cellctl up --data {data}")
-        return Session(data, state)
+        """Raises NoMesh."""
+        state, remote = mesh_state.load(data), read_remote(data)
+        if state is not None and remote is not None:
+            raise NoMesh(f"{data} has a mesh of its own, and {REMOTE_FILE} speaks of another")
+        if remote is not None:
+            return Session(data, remote.places(), remote)
+        if state is not None:
+            return Session(data, places_of(state), state)
+        raise NoMesh(
+            f"there is no mesh in {data}; start one with: cellctl up --data {data}, or write down"
+            f" in {data / REMOTE_FILE} where one runs (docs/access.md)"
+        )
+
+    @property
+    def state(self) -> mesh_state.MeshState:
+        """Of a mesh on this machine. Raises NoMesh where it is elsewhere."""
+        if isinstance(self._mesh, Remote):
+            raise NoMesh(
+                f"this is for a mesh on this machine; the one of {self.data / REMOTE_FILE} is its"
+                " platform's to start, to stop and to give certificates"
+            )
+        return self._mesh
+
+    @property
+    def is_remote(self) -> bool:
+        return isinstance(self._mesh, Remote)
 
     def tls(self, name: str) -> TlsFiles:
+        if isinstance(self._mesh, Remote):
+            return self._mesh.tls_of(name)
         folder = self.data / "tls"
         return TlsFiles(
             str(folder / "ca.pem"), str(folder / f"{name}.pem"), str(folder / f"{name}.key")
@@ -57,21 +96,32 @@ class Session:
 
     @property
     def client_bootstrap(self) -> Path:
-        return self.data / "xds" / "client.json"
-
-    @property
-    def control_address(self) -> str:
-        """Where every controller listens; the kernel gives a connection to a living one."""
-        return self.state.control_address
+        """Of clients on this machine."""
+        return self.state.path / "xds" / "client.json"
 
     @property
     def edge_address(self) -> str:
-        return self.state.address("envoy")
+        return self._known("edge")
 
     @property
     def http_address(self) -> str:
         """Of HTTP/JSON, which Envoy turns into gRPC."""
-        return self.state.address("envoy.http")
+        return self._known("http")
+
+    def _known(self, place: str) -> str:
+        found: str = getattr(self.places, place)
+        if not found:
+            raise NoMesh(f"{self.data / REMOTE_FILE} does not say where `{place}` is")
+        return found
+
+    async def cells(self, name: str = OPERATOR) -> Sequence[str]:
+        """Names of all, sorted. `name`: who asks."""
+        if not isinstance(self._mesh, Remote):
+            return sorted(self._mesh.cells)
+        async with self.control(name) as control:
+            request = control_pb2.ListCellsRequest()
+            found = await control.ListCells(request, timeout=_READ_TIMEOUT_S)
+        return sorted(item.cell for item in found.cells)
 
     @contextlib.asynccontextmanager
     async def control(
@@ -134,16 +184,23 @@ class Session:
         headers = acting_headers()
         interceptors = [ActingInterceptor(headers)] if headers else []
         async with grpc.aio.secure_channel(
-            at or self.control_address, tls.channel_credentials(), interceptors=interceptors
+            at or self.places.control, tls.channel_credentials(), interceptors=interceptors
         ) as channel:
             yield channel
 
     @contextlib.asynccontextmanager
     async def mesh(self, policy: CallPolicy | None = None) -> AsyncIterator[Mesh]:
-        async with connect(
-            self.client_bootstrap, policy=policy, fallback=self.tls("client")
-        ) as mesh:
-            yield mesh
+        tls = self.tls(CLIENT)
+        with contextlib.ExitStack() as stack:
+            if isinstance(self._mesh, Remote):
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="cellctl-"))
+                bootstrap = Path(folder) / "xds.json"
+                servers = self._mesh.xds_servers or (self._mesh.control,)
+                bootstrap.write_text(json.dumps(xds_bootstrap(servers, tls, _NODE_ID)))
+            else:
+                bootstrap = self.client_bootstrap
+            async with connect(bootstrap, policy=policy, fallback=tls) as mesh:
+                yield mesh
 
     @contextlib.asynccontextmanager
     async def database(self) -> AsyncIterator[AsyncEngine]:
@@ -152,7 +209,7 @@ class Session:
         from cells.database import make_engine
         from cells.settings import DatabaseSettings
 
-        url = os.environ.get("CELLPAY_DATABASE_URL", self.state.database_url)
+        url = os.environ.get("CELLPAY_DATABASE_URL") or self._known("database_url")
         settings = DatabaseSettings(
             idle_in_transaction_timeout_ms=_AUDIT_TIMEOUT_MS,
             statement_timeout_ms=_AUDIT_TIMEOUT_MS,
@@ -164,10 +221,16 @@ class Session:
         finally:
             await engine.dispose()
 
+    def nats(self) -> tuple[str, TlsFiles | None]:
+        """Where the streams are, and what is shown there."""
+        if url := os.environ.get("CELLPAY_NATS_URL"):
+            return url, None
+        return self._known("nats_url"), self.tls(OPERATOR) if self.is_remote else None
+
     async def slot_map(self) -> SlotMap | None:
         """etcd's; while it is away the controllers', who go on with the last one they heard of.
         None when neither answers, or before the mesh's first start."""
-        with contextlib.suppress(StoreUnavailable):
+        with contextlib.suppress(StoreUnavailable, NoMesh):
             async with self.store() as store:
                 current = await read_slot_map(store)
                 return current[0] if current else None
@@ -180,8 +243,8 @@ class Session:
 
     @contextlib.asynccontextmanager
     async def store(self) -> AsyncIterator[Store]:
-        tls = self.tls("operator") if self.state.plane.etcd_tls else None
-        store = connect_etcd(self.state.etcd_addresses, tls)
+        tls = self.tls(OPERATOR) if self.places.etcd_tls else None
+        store = connect_etcd(self._known("etcd"), tls)
         try:
             yield store
         finally:

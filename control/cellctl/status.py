@@ -32,13 +32,15 @@ def status(data: DATA = DEFAULT_DATA, as_json: JSON = False) -> None:
 async def status_document(data: Path) -> dict[str, Any]:
     """What runs and who owns what; the control plane's part says so when it does not answer."""
     session = Session.open(data)
-    processes = await asyncio.to_thread(launcher.status, data)
+    places = session.places
+    # Of a mesh elsewhere its platform tells.
+    processes = [] if session.is_remote else await asyncio.to_thread(launcher.status, data)
     document: dict[str, Any] = {
         "data": str(data),
-        "edge": session.edge_address,
-        "http": session.http_address,
-        "control": session.state.address("controller"),
-        "client_bootstrap": str(session.client_bootstrap),
+        "edge": places.edge,
+        "http": places.http,
+        "control": places.controllers[0],
+        "client_bootstrap": "" if session.is_remote else str(session.client_bootstrap),
         "processes": [asdict(process) for process in processes],
         "cells": [],
         "subscribers": [],
@@ -88,8 +90,8 @@ async def status_document(data: Path) -> dict[str, Any]:
 async def _subscribers(session: Session) -> list[pb.Subscriber]:
     """Of every controller that answers: each knows only its own."""
     found: list[pb.Subscriber] = []
-    for name in session.state.plane.controller_names():
-        async with session.control(at=session.state.address(name)) as control:
+    for address in session.places.controllers:
+        async with session.control(at=address) as control:
             with contextlib.suppress(grpc.aio.AioRpcError):
                 answer = await control.ListSubscribers(
                     pb.ListSubscribersRequest(), timeout=_TIMEOUT_S
@@ -110,16 +112,17 @@ def _health(item: dict[str, Any]) -> str:
 
 
 def show_status(document: dict[str, Any]) -> None:
-    table(
-        "processes",
-        ("name", "PID", "address", "state"),
-        [
-            (item["name"], item["pid"] or "-", item["address"] or "-",
-             "runs" if item["alive"] else "DOWN")
-            for item in document["processes"]
-        ],
-    )  # fmt: skip
-    console.print()
+    if document["processes"]:
+        table(
+            "processes",
+            ("name", "PID", "address", "state"),
+            [
+                (item["name"], item["pid"] or "-", item["address"] or "-",
+                 "runs" if item["alive"] else "DOWN")
+                for item in document["processes"]
+            ],
+        )  # fmt: skip
+        console.print()
     if document["error"]:
         console.print(document["error"])
         return

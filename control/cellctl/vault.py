@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from sqlalchemy import func, select
 
 from cells.vault.model import KeyState
 from cells.vault.tables import vault_keys
+from control.cellctl.options import DATA, DEFAULT_DATA, JSON
 from control.cellctl.session import Session
 from control.cellctl.show import print_json, table
 
@@ -26,10 +27,8 @@ def vault() -> None:
 
 @app.command()
 def keys(
-    data: Annotated[
-        Path, typer.Option("--data", envvar="CELLPAY_DATA", help="The mesh's directory.")
-    ] = Path(".cellpay"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    data: DATA = DEFAULT_DATA,
+    as_json: JSON = False,
 ) -> None:
     """Data keys by state and by the master key that wraps them; a master that wraps none may go."""
     found = [dict(zip(COLUMNS, row, strict=True)) for row in asyncio.run(_counted(data))]

@@ -13,6 +13,7 @@ import nats.errors
 from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
+from router.client import TlsFiles
 from router.risk.record import STREAM, SUBJECT_PREFIX, Record, decode
 
 # A record is published after it was decided: a little, or long after an outage of NATS.
@@ -62,12 +63,13 @@ def within(records: Iterable[Record], span: Span) -> Iterator[Record]:
     return (record for record in records if span.holds(record))
 
 
-async def from_stream(url: str, span: Span) -> AsyncIterator[Record]:
+async def from_stream(url: str, span: Span, tls: TlsFiles | None = None) -> AsyncIterator[Record]:
     """Of all cells, up to what is in the stream now. Raises NoRecords."""
     try:
         client = await nats.connect(
-            url, name="cellctl", connect_timeout=_CONNECT_TIMEOUT_S, allow_reconnect=False
-        )
+            url, name="cellctl", connect_timeout=_CONNECT_TIMEOUT_S, allow_reconnect=False,
+            tls=tls.client_context() if tls else None,
+        )  # fmt: skip
     except (OSError, TimeoutError, nats.errors.Error) as error:
         raise NoRecords(f"NATS does not answer at {url}: {type(error).__name__}") from None
     try:

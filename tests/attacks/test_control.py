@@ -54,7 +54,7 @@ async def viewer(session: Session) -> AsyncIterator[grpc.aio.Channel]:
     name = new_name("vic")
     await _bound(session, name, access_pb2.ROLE_VIEWER)
     tls = issued(session, "operator", name)
-    address = session.control_address
+    address = session.places.control
     async with grpc.aio.secure_channel(address, tls.channel_credentials()) as channel:
         yield channel
 
@@ -95,7 +95,7 @@ async def test_wants_the_control_plane_with_a_certificate_of_another_kind(
 ) -> None:
     """Kinds that no binding names have no role at all, not even to read."""
     tls = issued(session, kind, "mallory")
-    address = session.control_address
+    address = session.places.control
     async with grpc.aio.secure_channel(address, tls.channel_credentials()) as channel:
         for service, methods in METHODS.items():
             for method in methods:

@@ -37,7 +37,7 @@ _WAIT_S = 60.0
 def settings_of(session: Session, folder: Path, channel: str) -> ReconciliationSettings:
     tls = session.tls("operator")
     bootstrap = folder / "xds.json"
-    address = session.control_address
+    address = session.places.control
     bootstrap.write_text(json.dumps(xds_bootstrap(address, tls, "client-reconciler")))
     policy = replace(
         POLICY, name=channel, inbox=str(folder / "{channel}-{day}.csv"), layout=CsvLayout()

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from cells.settings import read_settings as read_cell_settings
+from control.cellctl.places import REMOTE_FILE, read_remote
 from control.mesh.ca import spiffe_id_of
 from control.settings import read_settings as read_controller_settings
 from router.render import render
@@ -113,6 +114,25 @@ def test_settings_are_what_the_code_reads(
     assert client["node"]["id"] == f"cell-{cell}"
     edge = render("edge", _read_here("edge.json", tmp_path))
     assert edge["static_resources"]["listeners"]
+
+
+def test_cellctl_is_told_where_everything_is(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("secret\n")
+    folder = _read_here(REMOTE_FILE, tmp_path).parent
+    remote = read_remote(folder)
+    assert remote is not None
+    assert set(remote.probes) == set(CELLS)
+    assert remote.database_url == "postgresql+asyncpg://cellpay:secret@postgres:5432/cellpay"
+    controller = read_controller_settings(_read_here("controller.json", tmp_path))
+    port = controller.listen.rpartition(":")[2]
+    assert remote.control == f"controller:{port}"
+    assert remote.edge.partition(":")[2] == controller.edge_listen.rpartition(":")[2]
+    assert remote.etcd == controller.etcd
+    for address in (remote.control, remote.edge, remote.http, remote.etcd, *remote.probes.values()):
+        assert address.partition(":")[0] in _services(), address
+    service = _services()["cellctl"]
+    assert service["profiles"], "who brings all up does not wait for it"
+    assert f"{service['environment']['CELLPAY_DATA']}:ro" in service["volumes"][1]
 
 
 def test_everything_that_settings_name_is_prepared(tmp_path: Path) -> None:

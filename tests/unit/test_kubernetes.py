@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
@@ -20,6 +21,7 @@ import yaml
 
 from cells.settings import CellSettings
 from cells.settings import read_settings as read_cell_settings
+from control.cellctl.places import read_remote
 from control.settings import read_settings as read_controller_settings
 from router.identity import spiffe_id
 from router.render import render
@@ -28,6 +30,8 @@ ROOT = Path(__file__).parents[2] / "deploy" / "kubernetes"
 CODE = Path(__file__).parents[2]
 USERS = CODE / "deploy" / "cockroachdb" / "users.sql"
 REGIONS = ("region-a", "region-b", "region-c")
+# Of whoever operates: a namespace of its own, in each region.
+OPERATORS = "operators"
 SCHEMAS = "1.33"
 # Kinds that the platform brings: cert-manager, KEDA, the Prometheus operator.
 OTHERS = ("cert-manager.io", "keda.sh", "monitoring.coreos.com")
@@ -38,7 +42,8 @@ pytestmark = pytest.mark.skipif(
 
 @cache
 def _built(region: str) -> list[dict[str, Any]]:
-    command = ["kubectl", "kustomize", str(ROOT / "overlays" / region)]
+    folder = ROOT / OPERATORS if region == OPERATORS else ROOT / "overlays" / region
+    command = ["kubectl", "kustomize", str(folder)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     assert not done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]
@@ -57,9 +62,10 @@ def _pods(region: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
 
 
 each_region = pytest.mark.parametrize("region", REGIONS)
+each_part = pytest.mark.parametrize("region", [*REGIONS, OPERATORS])
 
 
-@each_region
+@each_part
 def test_every_document_fits_its_schema(region: str) -> None:
     for document in _built(region):
         if document["apiVersion"].startswith(OTHERS):
@@ -68,12 +74,12 @@ def test_every_document_fits_its_schema(region: str) -> None:
         kubernetes_validate.validate(document, SCHEMAS, strict=True)
 
 
-@each_region
+@each_part
 def test_pods_are_locked_down(region: str) -> None:
     (namespace,) = _of(region, "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     pods = list(_pods(region))
-    assert len(pods) == 9
+    assert len(pods) == (1 if region == OPERATORS else 9)
     for name, _, spec in pods:
         assert spec["automountServiceAccountToken"] is False, name
         assert spec["securityContext"]["runAsNonRoot"], name
@@ -145,7 +151,7 @@ def test_the_network_is_closed_but_for_what_each_needs(region: str) -> None:
     assert "169.254.0.0/16" in world[0]["except"]
 
 
-@each_region
+@each_part
 def test_pods_refer_only_to_what_is_there(region: str) -> None:
     config_maps = {item["metadata"]["name"] for item in _of(region, "ConfigMap")}
     secrets = {item["spec"]["secretName"] for item in _of(region, "Certificate")}
@@ -171,6 +177,62 @@ def test_certificates_carry_the_identities_that_the_code_pins(region: str) -> No
     assert uris["cell"] == [spiffe_id("cell", cell)]
     assert uris["controller"] == [spiffe_id("controller", cell)]
     assert uris["edge"] == [spiffe_id("edge", "edge")]
+
+
+def test_an_operator_stands_where_controllers_let_him_in(tmp_path: Path) -> None:
+    (namespace,) = _of(OPERATORS, "Namespace")
+    policies = {item["metadata"]["name"]: item["spec"] for item in _of("region-a", "NetworkPolicy")}
+    allowed = [
+        source["namespaceSelector"]["matchLabels"]
+        for rule in policies["controller"]["ingress"]
+        for source in rule["from"]
+        if "namespaceSelector" in source
+    ]
+    labels = namespace["metadata"]["labels"].items()
+    assert any(wanted.items() <= labels for wanted in allowed)
+    _settings(OPERATORS, "mesh", tmp_path)
+    remote = read_remote(tmp_path)
+    assert remote is not None
+    (service,) = [
+        item for item in _of("region-a", "Service") if item["metadata"]["name"] == "controller"
+    ]
+    (port,) = service["spec"]["ports"]
+    assert remote.control == f"controller.cellpay.svc:{port['port']}"
+    names = {
+        item["metadata"]["name"]: item["spec"].get("dnsNames", ())
+        for item in _of("region-a", "Certificate")
+    }
+    assert remote.control.partition(":")[0] in names["controller"]
+    assert remote.etcd.partition(":")[0] in names["etcd"]
+    database = urlsplit(remote.database_url)
+    assert database.hostname in names["cockroachdb"]
+    ways = {
+        port["port"] for item in _of(OPERATORS, "NetworkPolicy")
+        for rule in item["spec"]["egress"] for port in rule["ports"]
+    }  # fmt: skip
+    assert {port["port"], database.port, int(remote.etcd.partition(":")[2])} <= ways
+
+
+def test_an_operator_is_known_to_controllers_and_the_auditor_to_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = {item["metadata"]["name"]: item["spec"] for item in _of(OPERATORS, "Certificate")}
+    _cell_settings("region-a", tmp_path, monkeypatch)
+    bound = read_controller_settings(tmp_path / "controller.json").role_bindings
+    assert set(of["operator"]["uris"]) <= set(bound)
+    _settings(OPERATORS, "mesh", tmp_path)
+    remote = read_remote(tmp_path)
+    assert remote is not None
+    assert urlsplit(remote.database_url).username == of["auditor"]["commonName"]
+    (pod,) = _pods(OPERATORS)
+    environment = {item["name"]: item["value"] for item in pod[2]["containers"][0]["env"]}
+    mounts = {item["mountPath"]: item["name"] for item in pod[2]["containers"][0]["volumeMounts"]}
+    secrets = {item["name"]: item["secret"]["secretName"] for item in pod[2]["volumes"]
+               if "secret" in item}  # fmt: skip
+    for path, certificate in ((environment["PGSSLCERT"], "auditor"), (remote.tls.key, "operator")):
+        folder = path.rpartition("/")[0]
+        assert secrets[mounts[folder]] == of[certificate]["secretName"]
+    assert environment["CELLPAY_DATA"] in mounts
 
 
 @each_region

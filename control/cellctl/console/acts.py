@@ -137,7 +137,7 @@ class Acts:
             raise UnknownAct(act)
         checked_dependency(dependency)
         done = await force_breaker(
-            self._session(), dependency, act, reason, self._cell(cell), self.identity
+            self._session(), dependency, act, reason, await self._cell(cell), self.identity
         )
         return plain(done)
 
@@ -145,12 +145,12 @@ class Acts:
         """`where`: mesh, or a cell's name."""
         if act not in _LEVELS:
             raise UnknownAct(act)
-        of = "" if where == "mesh" else self._cell(where)
+        of = "" if where == "mesh" else await self._cell(where)
         return plain(await set_level(self._session(), int(act), reason, of, self.identity))
 
-    def _cell(self, name: str) -> str:
+    async def _cell(self, name: str) -> str:
         """A policy for a cell that is not there would be in force nowhere."""
-        if name and name not in self._session().state.cells:
+        if name and name not in await self._session().cells(self.identity):
             raise ValueError(f"there is no cell {name[:64]!r}")
         return name
 

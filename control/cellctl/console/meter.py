@@ -63,8 +63,7 @@ def meter_of(data: Path) -> Meter:
     """Of a mesh, by its directory: where it is started anew, ports may be others."""
 
     def addresses() -> Mapping[str, str]:
-        state = Session.open(data).state
-        return {cell: state.probes_of(f"cell-{cell}") for cell in state.cells}
+        return Session.open(data).places.probes
 
     return Meter(addresses)
 

@@ -136,7 +136,7 @@ class Sources:
             "policies": policies,
             "reports": reports,
             "breakers": breakers_document(policies, reports),
-            "cells": sorted(self._session().state.cells),
+            "cells": await self._session().cells(self.identity),
         }
 
     async def channels(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class Sources:
             "channels": channels_document(
                 policies, breakers, answers, runs if isinstance(runs, list) else []
             ),
-            "cells": sorted(self._session().state.cells),
+            "cells": await self._session().cells(self.identity),
             "error": "" if isinstance(runs, list) else runs["error"],
         }
 

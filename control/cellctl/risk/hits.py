@@ -12,6 +12,7 @@ import aiohttp
 import typer
 from prometheus_client.parser import text_string_to_metric_families
 
+from control.cellctl.failures import NoMesh
 from control.cellctl.options import DATA, DEFAULT_DATA, JSON
 from control.cellctl.risk.documents import risk_policies
 from control.cellctl.session import Session
@@ -38,7 +39,9 @@ def hits(data: DATA = DEFAULT_DATA, as_json: JSON = False) -> None:
 
 
 async def _hits(session: Session) -> list[tuple[Any, ...]]:
-    addresses = {cell: session.state.probes_of(f"cell-{cell}") for cell in session.state.cells}
+    addresses = session.places.probes
+    if not addresses:
+        raise NoMesh("it is not known where cells answer Prometheus (`probes`): ask Prometheus")
     pages = await asyncio.gather(*(_page(address) for address in addresses.values()))
     silent = [cell for cell, page in zip(addresses, pages, strict=True) if not page]
     if silent:

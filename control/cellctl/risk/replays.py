@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -117,8 +116,8 @@ async def _each(
         for record in from_lines(from_file, span):
             take(record)
         return
-    url = os.environ.get("CELLPAY_NATS_URL") or Session.open(data).state.nats_url
-    async for record in from_stream(url, span):
+    url, tls = Session.open(data).nats()
+    async for record in from_stream(url, span, tls):
         take(record)
 
 
