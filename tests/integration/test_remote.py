@@ -14,6 +14,7 @@ import pytest
 
 from control.cellctl.places import REMOTE_FILE
 from control.cellctl.session import Session
+from control.mesh.ca import spiffe_id_of
 from router.client import TlsFiles
 
 # The image has no servers in wheels (deploy/image): nothing here may need one.
@@ -93,12 +94,13 @@ def test_what_asks_the_control_plane_needs_its_address_alone(control: Path) -> N
         assert not err, command
 
 
-def test_what_it_does_is_done_as_the_operator(control: Path) -> None:
+def test_what_it_does_is_done_as_the_operator(session: Session, control: Path) -> None:
     code, _, err = cellctl(control, "failover-policy", "--automatic", "--reason", "remote")
     assert code == 0, err
     _, out, _ = cellctl(control, "audit", "--json")
-    assert "spiffe://cellpay.local/operator/operator" in out
-    assert "remote" in out
+    last = json.loads(out)[-1]
+    operator = spiffe_id_of(Path(session.tls("operator").certificate))
+    assert (last["actor"], last["reason"]) == (operator, "remote")
 
 
 def test_books_are_audited_and_purchases_loaded_from_elsewhere(
