@@ -1,6 +1,6 @@
 """Small groups while there is time, large ones while there is none.
 
-What a group costs whatever it holds (three calls of PostgreSQL and Redis) is ten times what a
+What a group costs whatever it holds (calls of PostgreSQL and Redis) is ten times what a
 request in it costs. A process that has time judges each request at once; one that is busy must not:
 it gets most done when a group waits until none is under way and then grows, as a lane's does.
 
