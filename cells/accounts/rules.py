@@ -18,6 +18,7 @@ from cells.ledger.model import (
     Idempotency,
     Key,
     Outcome,
+    PlainCommand,
     Reason,
     Refused,
 )
@@ -70,7 +71,7 @@ def account_keys(*identifiers: str) -> list[Key]:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenAccount:
+class OpenAccount(PlainCommand):
     """Opens the account of a user in a currency; the same kind again finds the first."""
 
     slot: int
@@ -79,12 +80,6 @@ class OpenAccount:
     kind: AccountKind
     idempotency: Idempotency
     resource_type = ACCOUNTS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
-    def reads(self) -> Iterable[Key]:
-        return ()
 
     def accounts(self, book: Book) -> Iterable[Key]:
         return account_keys(account_id(self.user_id, self.currency))
@@ -114,19 +109,13 @@ class OpenAccount:
 
 
 @dataclass(frozen=True, slots=True)
-class CloseAccount:
+class CloseAccount(PlainCommand):
     """Closes an account that holds nothing, for good."""
 
     slot: int
     account_id: str
     idempotency: Idempotency
     resource_type = ACCOUNTS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
-    def reads(self) -> Iterable[Key]:
-        return ()
 
     def accounts(self, book: Book) -> Iterable[Key]:
         return account_keys(self.account_id)
@@ -152,7 +141,7 @@ class CloseAccount:
 
 
 @dataclass(frozen=True, slots=True)
-class MoveMoney:
+class MoveMoney(PlainCommand):
     """A deposit or a withdrawal: money between a user and the world outside."""
 
     slot: int
@@ -163,12 +152,6 @@ class MoveMoney:
     currency: str
     idempotency: Idempotency
     resource_type = MOVEMENTS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
-    def reads(self) -> Iterable[Key]:
-        return ()
 
     def accounts(self, book: Book) -> Iterable[Key]:
         return account_keys(

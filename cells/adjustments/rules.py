@@ -10,7 +10,7 @@ from cells.adjustments.model import ALLOWED, Adjustment, Side
 from cells.adjustments.tables import ADJUSTMENTS
 from cells.channels.rules import channel_account
 from cells.ledger.book import Book, Leg
-from cells.ledger.model import Accepted, Account, Key, Outcome, Reason, Refused
+from cells.ledger.model import Accepted, Account, Key, Outcome, PlainCommand, Reason, Refused
 from router.ids import Kind, Purpose, account_id, channel_account_id, derive, own_account_id
 
 _PURPOSES = {Side.FEES: Purpose.FEES, Side.SUSPENSE: Purpose.SUSPENSE}
@@ -21,7 +21,7 @@ def adjustment_id(slot: int, break_id: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Adjust:
+class Adjust(PlainCommand):
     """Moves money between a channel and fees, suspense or a user. A break's second is its first."""
 
     slot: int
@@ -37,9 +37,6 @@ class Adjust:
     approved_by: str
     idempotency = None
     resource_type = ADJUSTMENTS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         return (Key(ADJUSTMENTS, self.slot, adjustment_id(self.slot, self.break_id)),)

@@ -31,7 +31,7 @@ from cells.charges.model import (
 )
 from cells.charges.tables import CHARGE_REFUNDS, CHARGES
 from cells.ledger.book import Book, Leg
-from cells.ledger.model import Accepted, Idempotency, Key, Outcome, Reason, Refused
+from cells.ledger.model import Accepted, Idempotency, Key, Outcome, PlainCommand, Reason, Refused
 from router.ids import account_id, channel_account_id
 
 
@@ -58,7 +58,7 @@ def begin_refund(
 
 
 @dataclass(frozen=True, slots=True)
-class RefundCharge:
+class RefundCharge(PlainCommand):
     """Gives money back to where a charge took it from. `amount` None: all that is left."""
 
     slot: int
@@ -69,9 +69,6 @@ class RefundCharge:
     reason: str
     idempotency: Idempotency
     resource_type = CHARGE_REFUNDS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         return (Key(CHARGES, self.slot, self.charge_id),)
@@ -122,7 +119,7 @@ class RefundCharge:
 
 
 @dataclass(frozen=True, slots=True)
-class SendRefund:
+class SendRefund(PlainCommand):
     """Writes down the request to the bank, before it is sent."""
 
     slot: int
@@ -132,9 +129,6 @@ class SendRefund:
     currency: str
     idempotency = None
     resource_type = CHARGE_REFUNDS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         return (Key(CHARGE_REFUNDS, self.slot, self.refund_id),)
@@ -174,7 +168,7 @@ class SendRefund:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerRefund:
+class AnswerRefund(PlainCommand):
     """A bank's answer to a refund's attempt, and what follows. `retry`: it may be asked again."""
 
     slot: int
@@ -189,9 +183,6 @@ class AnswerRefund:
     retry: bool
     idempotency = None
     resource_type = CHARGE_REFUNDS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         yield Key(CHARGES, self.slot, self.charge_id)

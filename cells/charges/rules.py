@@ -36,7 +36,7 @@ from cells.charges.model import (
 from cells.charges.refunds import begin_refund
 from cells.charges.tables import CHARGES
 from cells.ledger.book import Book, Leg
-from cells.ledger.model import Accepted, Idempotency, Key, Outcome, Reason, Refused
+from cells.ledger.model import Accepted, Idempotency, Key, Outcome, PlainCommand, Reason, Refused
 from cells.orders.model import OrderEvent
 from cells.orders.rules import next_state
 from cells.orders.tables import ORDERS
@@ -48,7 +48,7 @@ REVERSED_REASON = "REVERSED"
 
 
 @dataclass(frozen=True, slots=True)
-class CreateCharge:
+class CreateCharge(PlainCommand):
     """Writes a charge and its first attempt down, and promises the user's account the money.
 
     `amount` None: the order's. `following` None: no channel takes it.
@@ -65,9 +65,6 @@ class CreateCharge:
     following: Following | None
     idempotency: Idempotency
     resource_type = CHARGES
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         return (Key(ORDERS, self.slot, self.order_id),) if self.order_id else ()
@@ -181,7 +178,7 @@ def charge_keys(book: Book, charge_id: str) -> Iterable[Key]:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerCharge:
+class AnswerCharge(PlainCommand):
     """A bank's answer to an attempt of a charge, and all that follows from it, in one commit.
 
     `following`: where to go on should this channel have failed cleanly. The other IDs are for what
@@ -202,9 +199,6 @@ class AnswerCharge:
     following: Following | None = None
     idempotency = None
     resource_type = CHARGES
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         yield Key(CHARGES, self.slot, self.charge_id)
@@ -286,7 +280,7 @@ class AnswerCharge:
 
 
 @dataclass(frozen=True, slots=True)
-class ReverseCharge:
+class ReverseCharge(PlainCommand):
     """An attempt is unknown for too long: a VOID of it is written down, to be sent.
 
     Also when a VOID ended without effect while nothing else is known. Never two at once.
@@ -297,9 +291,6 @@ class ReverseCharge:
     void_id: str
     idempotency = None
     resource_type = CHARGES
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         return (Key(CHARGES, self.slot, self.charge_id),)

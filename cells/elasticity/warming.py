@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cells.accounts.tables import MERCHANTS, merchants
 from cells.ledger.book import Book
-from cells.ledger.model import Accepted, Key, Outcome
+from cells.ledger.model import Accepted, Key, Outcome, PlainCommand
 from cells.ledger.records import RecordType
 from cells.ledger.tables import ACCOUNTS, IDEMPOTENCY
 from cells.ledger.worker import Lanes
@@ -35,7 +35,7 @@ _READ: Sequence[RecordType[Any]] = (IDEMPOTENCY, ORDERS, PAYMENTS, ACCOUNTS)
 
 
 @dataclass(frozen=True, slots=True)
-class Warm:
+class Warm(PlainCommand):
     """A command that reads what others will read, and changes nothing."""
 
     slot: int
@@ -43,15 +43,9 @@ class Warm:
     idempotency = None
     resource_type = PAYMENTS
 
-    def other_slots(self) -> Sequence[int]:
-        return ()
-
     def reads(self) -> Sequence[Key]:
         nothing = [Key(record, self.slot, "warming") for record in _READ]
         return [*nothing, *self.merchants]
-
-    def accounts(self, book: Book) -> Sequence[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         return Accepted(None)

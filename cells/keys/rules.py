@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cells.keys.model import TRANSITIONS, KeyEvent, KeyState, MerchantKey
 from cells.keys.tables import MERCHANT_KEYS
 from cells.ledger.book import Book
-from cells.ledger.model import Accepted, Idempotency, Key, Outcome, Reason, Refused
+from cells.ledger.model import Accepted, Idempotency, Key, Outcome, PlainCommand, Reason, Refused
 from router.ids import Kind, derive
 from router.signing.model import Algorithm
 from router.signing.model import Key as PublicKey
@@ -31,7 +31,7 @@ def public_key_of(row: MerchantKey, public: bytes) -> PublicKey:
 
 
 @dataclass(frozen=True, slots=True)
-class RegisterKey:
+class RegisterKey(PlainCommand):
     """Whoever registers one that is there finds it, as it is."""
 
     row: MerchantKey
@@ -42,14 +42,8 @@ class RegisterKey:
     def slot(self) -> int:
         return self.row.slot
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         return (Key(MERCHANT_KEYS, self.slot, self.row.key_id),)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         known = book.get(MERCHANT_KEYS, self.row.key_id)
@@ -65,7 +59,7 @@ class RegisterKey:
 
 
 @dataclass(frozen=True, slots=True)
-class EndKey:
+class EndKey(PlainCommand):
     """Revokes a key, or says until when it is valid."""
 
     slot: int
@@ -78,14 +72,8 @@ class EndKey:
     idempotency: Idempotency
     resource_type = MERCHANT_KEYS
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         return (Key(MERCHANT_KEYS, self.slot, self.key_id),)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         known = book.get(MERCHANT_KEYS, self.key_id)

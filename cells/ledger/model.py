@@ -252,3 +252,18 @@ class Command(Protocol):
         ...
 
     def decide(self, book: Book) -> Outcome: ...
+
+
+class PlainCommand:
+    """What a command does not say, it does not need: other slots, rows, accounts."""
+
+    __slots__ = ()
+
+    def other_slots(self) -> Iterable[int]:
+        return ()
+
+    def reads(self) -> Iterable[Key]:
+        return ()
+
+    def accounts(self, book: Book) -> Iterable[Key]:
+        return ()

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
 from cells.ledger.book import Book
-from cells.ledger.model import Accepted, Idempotency, Key, Outcome, Reason, Refused
+from cells.ledger.model import Accepted, Idempotency, Key, Outcome, PlainCommand, Reason, Refused
 from cells.notifications.model import (
     TRANSITIONS,
     Delivery,
@@ -133,7 +133,7 @@ def next_state(delivery: Delivery, event: DeliveryEvent) -> DeliveryState | None
 
 
 @dataclass(frozen=True, slots=True)
-class SetEndpoint:
+class SetEndpoint(PlainCommand):
     """A merchant says where its events go; the last word counts."""
 
     slot: int
@@ -146,14 +146,8 @@ class SetEndpoint:
     kms_version: str = ""
     resource_type = ENDPOINTS
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         return (Key(ENDPOINTS, self.slot, self.merchant_id),)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         return Accepted(
@@ -168,7 +162,7 @@ class SetEndpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class ResealEndpoint:
+class ResealEndpoint(PlainCommand):
     """The same secret, sealed otherwise. What was set meanwhile stays."""
 
     # As it was when its secret was opened.
@@ -183,14 +177,8 @@ class ResealEndpoint:
     def slot(self) -> int:
         return self.before.slot
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         return (Key(ENDPOINTS, self.slot, self.before.endpoint_id),)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         known = book.get(ENDPOINTS, self.before.endpoint_id)
@@ -203,7 +191,7 @@ class ResealEndpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class EnqueueDelivery:
+class EnqueueDelivery(PlainCommand):
     """An event is to be delivered; the same event again finds its delivery."""
 
     slot: int
@@ -220,17 +208,11 @@ class EnqueueDelivery:
     def delivery_id(self) -> str:
         return delivery_id(self.slot, self.event_id)
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         return (
             Key(DELIVERIES, self.slot, self.delivery_id),
             Key(ENDPOINTS, self.slot, self.merchant_id),
         )
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         identifier = self.delivery_id
@@ -248,7 +230,7 @@ class EnqueueDelivery:
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimDelivery:
+class ClaimDelivery(PlainCommand):
     """A worker takes a due delivery for one attempt, so that another does not send it as well.
 
     Accepted(None): it is not due any more, somebody else has it. The claim ends by itself, should
@@ -262,14 +244,8 @@ class ClaimDelivery:
     idempotency = None
     resource_type = DELIVERIES
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         return (Key(DELIVERIES, self.slot, self.delivery_id),)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         delivery = book.get(DELIVERIES, self.delivery_id)
@@ -293,7 +269,7 @@ class ClaimDelivery:
 
 
 @dataclass(frozen=True, slots=True)
-class EndAttempt:
+class EndAttempt(PlainCommand):
     """How an attempt ended. `random_unit`, from 0 to 1, spreads the next one (full jitter)."""
 
     slot: int
@@ -307,14 +283,8 @@ class EndAttempt:
     idempotency = None
     resource_type = DELIVERIES
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         return (Key(DELIVERIES, self.slot, self.delivery_id),)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         delivery = book.get(DELIVERIES, self.delivery_id)
@@ -345,7 +315,7 @@ class EndAttempt:
 
 
 @dataclass(frozen=True, slots=True)
-class RedeliverDelivery:
+class RedeliverDelivery(PlainCommand):
     """A dead delivery is tried again, with all its attempts."""
 
     slot: int
@@ -353,14 +323,8 @@ class RedeliverDelivery:
     idempotency: Idempotency
     resource_type = DELIVERIES
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         return (Key(DELIVERIES, self.slot, self.delivery_id),)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         delivery = book.get(DELIVERIES, self.delivery_id)

@@ -15,6 +15,7 @@ from cells.ledger.model import (
     Idempotency,
     Key,
     Outcome,
+    PlainCommand,
     Reason,
     Refused,
 )
@@ -54,7 +55,7 @@ def open_merchant(merchant: Merchant | None) -> Refused | None:
 
 
 @dataclass(frozen=True, slots=True)
-class CreateOrder:
+class CreateOrder(PlainCommand):
     """A merchant asks a payer for money."""
 
     slot: int
@@ -66,9 +67,6 @@ class CreateOrder:
     description: str
     idempotency: Idempotency
     resource_type = ORDERS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         return (merchant_key(self.merchant_id, self.currency),)
@@ -98,7 +96,7 @@ class CreateOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class CloseOrder:
+class CloseOrder(PlainCommand):
     """An unpaid order is given up."""
 
     slot: int
@@ -106,14 +104,8 @@ class CloseOrder:
     idempotency: Idempotency
     resource_type = ORDERS
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         return (Key(ORDERS, self.slot, self.order_id),)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         order = book.get(ORDERS, self.order_id)

@@ -16,6 +16,7 @@ from cells.ledger.model import (
     Idempotency,
     Key,
     Outcome,
+    PlainCommand,
     Reason,
     Refused,
 )
@@ -29,7 +30,7 @@ from router.ids import Purpose, account_id, collection_account_id
 
 
 @dataclass(frozen=True, slots=True)
-class Pay:
+class Pay(PlainCommand):
     """An order is paid from its payer's balance into the collection account of the payer's slot.
 
     `key` and `request_hash` are kept in the payment: the order leads a repeat to it.
@@ -43,9 +44,6 @@ class Pay:
     request_hash: str
     idempotency = None
     resource_type = PAYMENTS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         return (Key(ORDERS, self.slot, self.order_id),)
@@ -160,7 +158,7 @@ def _tell_refund(book: Book, event_id: str, refund: Refund) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class RefundPayment:
+class RefundPayment(PlainCommand):
     """Gives money back. `amount` None: all that is left.
 
     When the collection account has been settled already, the refund stays pending: its money is
@@ -176,9 +174,6 @@ class RefundPayment:
     reason: str
     idempotency: Idempotency
     resource_type = REFUNDS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         return (Key(PAYMENTS, self.slot, self.payment_id),)
@@ -227,7 +222,7 @@ class RefundPayment:
 
 
 @dataclass(frozen=True, slots=True)
-class EndRefund:
+class EndRefund(PlainCommand):
     """A pending refund ends: its money has come from the merchant's home, or will not."""
 
     slot: int
@@ -236,9 +231,6 @@ class EndRefund:
     event: RefundEvent
     idempotency = None
     resource_type = REFUNDS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         return (Key(REFUNDS, self.slot, self.refund_id),)

@@ -23,6 +23,7 @@ from cells.ledger.model import (
     Idempotency,
     Key,
     Outcome,
+    PlainCommand,
     Reason,
     Refused,
 )
@@ -32,7 +33,7 @@ from router.ids import account_id, channel_account_id
 
 
 @dataclass(frozen=True, slots=True)
-class CreatePayout:
+class CreatePayout(PlainCommand):
     """Holds the money that is to go out."""
 
     slot: int
@@ -44,12 +45,6 @@ class CreatePayout:
     description: str
     idempotency: Idempotency
     resource_type = PAYOUTS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
-    def reads(self) -> Iterable[Key]:
-        return ()
 
     def accounts(self, book: Book) -> Iterable[Key]:
         return account_keys(account_id(self.user_id, self.currency))
@@ -78,7 +73,7 @@ class CreatePayout:
 
 
 @dataclass(frozen=True, slots=True)
-class SendPayout:
+class SendPayout(PlainCommand):
     """Writes down the request to the bank, with the decision that led to it, before it is sent."""
 
     slot: int
@@ -87,9 +82,6 @@ class SendPayout:
     following: Following
     idempotency = None
     resource_type = PAYOUTS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         return (Key(PAYOUTS, self.slot, self.payout_id),)
@@ -137,7 +129,7 @@ class SendPayout:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerPayout:
+class AnswerPayout(PlainCommand):
     """A bank's answer to a payout's attempt, and what follows from it.
 
     `retry`: should this channel have failed cleanly, another one may be asked.
@@ -154,9 +146,6 @@ class AnswerPayout:
     retry: bool
     idempotency = None
     resource_type = PAYOUTS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         yield Key(PAYOUTS, self.slot, self.payout_id)
@@ -207,7 +196,7 @@ def _advance(book: Book, payout: Payout, event: PayoutEvent, reason: str, event_
 
 
 @dataclass(frozen=True, slots=True)
-class GiveUpPayout:
+class GiveUpPayout(PlainCommand):
     """No bank has it and none will: the hold ends. One that is under way is left alone."""
 
     slot: int
@@ -218,9 +207,6 @@ class GiveUpPayout:
     reason: str
     idempotency = None
     resource_type = PAYOUTS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         return (Key(PAYOUTS, self.slot, self.payout_id),)
@@ -238,7 +224,7 @@ class GiveUpPayout:
 
 
 @dataclass(frozen=True, slots=True)
-class KeepPayout:
+class KeepPayout(PlainCommand):
     """No channel takes it now: it stays held, and its next turn comes later."""
 
     slot: int
@@ -246,14 +232,8 @@ class KeepPayout:
     idempotency = None
     resource_type = PAYOUTS
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         return (Key(PAYOUTS, self.slot, self.payout_id),)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         payout = book.get(PAYOUTS, self.payout_id)
@@ -265,7 +245,7 @@ class KeepPayout:
 
 
 @dataclass(frozen=True, slots=True)
-class ReturnPayout:
+class ReturnPayout(PlainCommand):
     """The bank sent the money back after it had paid: a posting of its own. Once a payout."""
 
     slot: int
@@ -278,9 +258,6 @@ class ReturnPayout:
     reason: str
     idempotency = None
     resource_type = PAYOUTS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         return (Key(PAYOUTS, self.slot, self.payout_id),)

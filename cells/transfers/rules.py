@@ -14,6 +14,7 @@ from cells.ledger.model import (
     Idempotency,
     Key,
     Outcome,
+    PlainCommand,
     Reason,
     Refused,
 )
@@ -36,7 +37,7 @@ def branch_id(payee_account_id: str, transfer_id: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class BeginTransfer:
+class BeginTransfer(PlainCommand):
     """Moves the money at once when this cell owns both slots; else holds it (the payer's try).
 
     Settlement takes what is there: `amount` None means all that is free.
@@ -59,9 +60,6 @@ class BeginTransfer:
 
     def other_slots(self) -> Iterable[int]:
         return (slot_of_id(self.payee_account_id),)
-
-    def reads(self) -> Iterable[Key]:
-        return ()
 
     def accounts(self, book: Book) -> Iterable[Key]:
         if book.owns(slot_of_id(self.payee_account_id)):
@@ -114,7 +112,7 @@ class BeginTransfer:
 
 
 @dataclass(frozen=True, slots=True)
-class AdvanceTransfer:
+class AdvanceTransfer(PlainCommand):
     """The decision, or the end, of a transfer across cells. Repeating it changes nothing.
 
     Commit is the coordinator's record and the payer's confirm in one transaction (pitfall 4).
@@ -127,9 +125,6 @@ class AdvanceTransfer:
     reason: str = ""
     idempotency = None
     resource_type = TRANSFERS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         return (Key(TRANSFERS, self.slot, self.transfer_id),)
@@ -195,7 +190,7 @@ def _tell(book: Book, event_id: str, transfer: Transfer) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class TryBranch:
+class TryBranch(PlainCommand):
     """Promises that the payee will take the money, unless a cancel came first."""
 
     slot: int
@@ -205,9 +200,6 @@ class TryBranch:
     currency: str
     idempotency = None
     resource_type = BRANCHES
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         return (Key(BRANCHES, self.slot, branch_id(self.payee_account_id, self.transfer_id)),)
@@ -249,7 +241,7 @@ class TryBranch:
 
 
 @dataclass(frozen=True, slots=True)
-class EndBranch:
+class EndBranch(PlainCommand):
     """Confirm or cancel of the payee's side; both idempotent, cancel also without a try."""
 
     slot: int
@@ -258,9 +250,6 @@ class EndBranch:
     confirm: bool
     idempotency = None
     resource_type = BRANCHES
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         return (Key(BRANCHES, self.slot, branch_id(self.payee_account_id, self.transfer_id)),)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cells.ledger.book import Book
-from cells.ledger.model import Accepted, Idempotency, Key, Outcome, Reason, Refused
+from cells.ledger.model import Accepted, Idempotency, Key, Outcome, PlainCommand, Reason, Refused
 from cells.vault.model import (
     KEY_TRANSITIONS,
     InstrumentState,
@@ -63,7 +63,7 @@ def _primary_keys(instrument: StoredInstrument) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class RegisterInstrument:
+class RegisterInstrument(PlainCommand):
     """A user says a card or account: a new row, or what is said now in place of what was."""
 
     # As it is to be; `version` is one more than that of the row for which it was sealed.
@@ -76,9 +76,6 @@ class RegisterInstrument:
     @property
     def slot(self) -> int:
         return self.instrument.slot
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         for key_id in _primary_keys(self.instrument):
@@ -128,16 +125,13 @@ def _point(book: Book, wanted: StoredInstrument, known: StoredInstrument | None)
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveInstrument:
+class RemoveInstrument(PlainCommand):
     """Forgets what was sealed; the ID stays. A removed one comes never back."""
 
     slot: int
     instrument_id: str
     idempotency: Idempotency
     resource_type = INSTRUMENTS
-
-    def other_slots(self) -> Iterable[int]:
-        return ()
 
     def reads(self) -> Iterable[Key]:
         return (Key(INSTRUMENTS, self.slot, self.instrument_id),)
@@ -168,7 +162,7 @@ class RemoveInstrument:
 
 
 @dataclass(frozen=True, slots=True)
-class ResealInstrument:
+class ResealInstrument(PlainCommand):
     """The same under other keys: a step of their rotation."""
 
     # As it is to be, sealed for the row whose `version` is one less.
@@ -182,18 +176,12 @@ class ResealInstrument:
     def slot(self) -> int:
         return self.instrument.slot
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         for key_id in _primary_keys(self.instrument):
             yield Key(KEYS, self.slot, key_id)
         yield Key(INSTRUMENTS, self.slot, self.instrument.instrument_id)
         for lookup_id in {self.lookup_before, self.instrument.lookup_id}:
             yield Key(LOOKUPS, self.slot, lookup_id)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         wanted = self.instrument
@@ -208,7 +196,7 @@ class ResealInstrument:
 
 
 @dataclass(frozen=True, slots=True)
-class AddKey:
+class AddKey(PlainCommand):
     """A new primary key, in place of the one before. Whoever comes second finds the first's."""
 
     key: SlotKey
@@ -219,9 +207,6 @@ class AddKey:
     def slot(self) -> int:
         return self.key.slot
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         yield Key(KEYS, self.slot, self.key.key_id)
         if self.key.version > 1:
@@ -230,9 +215,6 @@ class AddKey:
     @property
     def _before(self) -> str:
         return key_id_of(self.slot, KeyPurpose(self.key.purpose), self.key.version - 1)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         known = book.get(KEYS, self.key.key_id)
@@ -247,7 +229,7 @@ class AddKey:
 
 
 @dataclass(frozen=True, slots=True)
-class RetireKey:
+class RetireKey(PlainCommand):
     """Destroys what is left of an old key that no row uses."""
 
     slot: int
@@ -255,14 +237,8 @@ class RetireKey:
     idempotency = None
     resource_type = KEYS
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         return (Key(KEYS, self.slot, self.key_id),)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         refused = _advance(book, self.key_id, KeyEvent.RETIRE)
@@ -280,7 +256,7 @@ def _advance(book: Book, key_id: str, event: KeyEvent) -> Refused | None:
 
 
 @dataclass(frozen=True, slots=True)
-class RewrapKey:
+class RewrapKey(PlainCommand):
     """The same key, wrapped by the KMS's key of today."""
 
     slot: int
@@ -292,14 +268,8 @@ class RewrapKey:
     idempotency = None
     resource_type = KEYS
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         return (Key(KEYS, self.slot, self.key_id),)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         key = book.get(KEYS, self.key_id)

@@ -7,7 +7,7 @@ the bank's own book; after the last the audit of all books finds nothing broken.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ from router.errors import Refusal
 from router.ids import Kind, slot_of_id
 from router.minting import mint_now
 from router.slots import slot_of_user
-from tests.integration.books import database_server, execute, give_all_slots, new_database
+from tests.integration.books import execute, give_all_slots, new_database
 from tests.integration.scripted import (
     APPROVED,
     DECLINED,
@@ -48,12 +48,6 @@ from tests.integration.scripted import (
 )
 
 AUTHORISE, VOID, QUERY = Operation.AUTHORISE, Operation.VOID, Operation.QUERY
-
-
-@pytest.fixture(scope="module")
-def server_url() -> Iterator[URL]:
-    with database_server() as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -38,17 +38,11 @@ from cells.reconciliation.store import RunConflict, RunStore
 from cells.statements.layouts import CsvLayout
 from tests.bench.reconcile import run as run_bench
 from tests.integration.bank_side import write_attempts, write_statement
-from tests.integration.books import database_server, new_database
+from tests.integration.books import new_database
 from tests.property.bank_day import POLICY, World
 
 DAY = date(2026, 11, 23)
 NEXT = DAY + timedelta(days=1)
-
-
-@pytest.fixture(scope="module")
-def server_url() -> Iterator[URL]:
-    with database_server() as url:
-        yield url
 
 
 class Bank(NamedTuple):

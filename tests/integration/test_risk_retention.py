@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -19,18 +19,12 @@ from cells.settings import DatabaseSettings
 from cells.verification.risk import CHECKS
 from router.guard import SlotsHere
 from router.slotmap import Owned, SlotMap
-from tests.integration.books import database_server, give_all_slots, new_database
+from tests.integration.books import give_all_slots, new_database
 
 pytestmark = pytest.mark.mesh
 DAY_S = 86_400.0
 NOW = datetime.now(UTC)
 OLD, YOUNG = NOW - timedelta(days=31), NOW - timedelta(days=29)
-
-
-@pytest.fixture(scope="module")
-def server_url() -> Iterator[URL]:
-    with database_server() as url:
-        yield url
 
 
 @pytest.fixture

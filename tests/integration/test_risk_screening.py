@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -45,7 +45,7 @@ from router.risk.record import Record
 from router.slotmap import Owned, SlotMap
 from router.slots import slot_of_user
 from tests.integration.behind import going_on
-from tests.integration.books import database_server, give_all_slots, new_database
+from tests.integration.books import give_all_slots, new_database
 
 pytestmark = pytest.mark.mesh
 CELL, SHOP = "a", "screened-shop"
@@ -110,12 +110,6 @@ def knowing(*rules: Rule, features: FeatureSet | None = None, **limits: int) -> 
     documents = {"r": RuleSet(rules, fail_open)} if rules or limits else {}
     book = Rulebook(documents, features={"f": features} if features else {})
     return knowledge_of(book, datetime.now(UTC), Compiling())
-
-
-@pytest.fixture(scope="module")
-def server_url() -> Iterator[URL]:
-    with database_server() as url:
-        yield url
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ The database is an embedded PostgreSQL of this module, or the one of DATABASE_UR
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 from sqlalchemy.engine import URL
@@ -23,18 +23,11 @@ from tests.integration.books import (
     FIRST_MAP,
     Books,
     current_map,
-    database_server,
     execute,
     fill,
     new_database,
 )
 from tests.integration.corruptions import CORRUPTIONS, record
-
-
-@pytest.fixture(scope="module")
-def server_url() -> Iterator[URL]:
-    with database_server() as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cells.ledger.book import Book
-from cells.ledger.model import Accepted, Key, Outcome, Reason, Refused
+from cells.ledger.model import Accepted, Key, Outcome, PlainCommand, Reason, Refused
 from cells.risk.cases.model import NO_TIME
 from cells.risk.cases.rules import factor_id
 from cells.risk.cases.tables import FACTORS
 
 
 @dataclass(frozen=True, slots=True)
-class ResetFactor:
+class ResetFactor(PlainCommand):
     """A person has made sure that the user has lost it: from now on there is none.
 
     The row stays, so that its version goes on: what was begun with the factor as it was comes to
@@ -25,14 +25,8 @@ class ResetFactor:
     idempotency = None
     resource_type = FACTORS
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         return (Key(FACTORS, self.slot, factor_id(self.slot, self.user_id)),)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         factor = book.get(FACTORS, factor_id(self.slot, self.user_id))

@@ -22,6 +22,7 @@ from cells.ledger.model import (
     Idempotency,
     Key,
     Outcome,
+    PlainCommand,
     Reason,
     Refused,
 )
@@ -286,7 +287,7 @@ def _waits(case: Case) -> Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerChallenge:
+class AnswerChallenge(PlainCommand):
     """A code for a challenge. `step`: the time step whose code it is, by the factor as it was at
     `factor_version`; 0 when it is none of those that count now."""
 
@@ -300,15 +301,9 @@ class AnswerChallenge:
     idempotency = None
     resource_type = CASES
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         yield Key(CASES, self.slot, self.case_id)
         yield Key(FACTORS, self.slot, factor_id(self.slot, self.user_id))
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         case = book.get(CASES, self.case_id)
@@ -381,7 +376,7 @@ def _code_wrong(tries_left: int | None = None) -> Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class DecideReview:
+class DecideReview(PlainCommand):
     """A person says yes or no; the same record of the audit log says it once."""
 
     slot: int
@@ -394,14 +389,8 @@ class DecideReview:
     idempotency = None
     resource_type = CASES
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         return (Key(CASES, self.slot, self.case_id),)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         case = book.get(CASES, self.case_id)
@@ -439,7 +428,7 @@ def _key(slot: int, version: int) -> Key:
 
 
 @dataclass(frozen=True, slots=True)
-class EnrolFactor:
+class EnrolFactor(PlainCommand):
     """A new secret, to be confirmed. To replace a factor takes a code of it: `step`, as above."""
 
     slot: int
@@ -452,15 +441,9 @@ class EnrolFactor:
     idempotency = None
     resource_type = FACTORS
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         yield Key(FACTORS, self.slot, factor_id(self.slot, self.user_id))
         yield _key(self.slot, self.pending_key)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         refused = _not_primary(book, self.slot, self.pending_key)
@@ -491,7 +474,7 @@ class EnrolFactor:
 
 
 @dataclass(frozen=True, slots=True)
-class ConfirmFactor:
+class ConfirmFactor(PlainCommand):
     """The app has the new secret: from now on it counts, and the one before no more."""
 
     slot: int
@@ -501,14 +484,8 @@ class ConfirmFactor:
     idempotency = None
     resource_type = FACTORS
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         return (Key(FACTORS, self.slot, factor_id(self.slot, self.user_id)),)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         factor = book.get(FACTORS, factor_id(self.slot, self.user_id))
@@ -537,7 +514,7 @@ class ConfirmFactor:
 
 
 @dataclass(frozen=True, slots=True)
-class ResealFactor:
+class ResealFactor(PlainCommand):
     """The same secrets under the slot's primary key: a step of the rotation of keys."""
 
     # As it is to be, sealed for the row whose `version` is one less.
@@ -549,16 +526,10 @@ class ResealFactor:
     def slot(self) -> int:
         return self.factor.slot
 
-    def other_slots(self) -> Iterable[int]:
-        return ()
-
     def reads(self) -> Iterable[Key]:
         yield Key(FACTORS, self.slot, self.factor.factor_id)
         for version in {self.factor.secret_key, self.factor.pending_key} - {0}:
             yield _key(self.slot, version)
-
-    def accounts(self, book: Book) -> Iterable[Key]:
-        return ()
 
     def decide(self, book: Book) -> Outcome:
         known = book.get(FACTORS, self.factor.factor_id)

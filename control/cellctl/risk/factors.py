@@ -12,7 +12,7 @@ from control.cellctl.options import DATA, DEFAULT_DATA
 from control.cellctl.session import Session
 from control.cellctl.show import console
 
-app = typer.Typer(help=__doc__, no_args_is_help=True)
+app = typer.Typer(help="Second factors that their users have lost.", no_args_is_help=True)
 
 REASON = Annotated[
     str, typer.Option("--reason", help="How you know that it is he; kept in the audit log.")

@@ -15,7 +15,7 @@ from control.cellctl.options import DATA, DEFAULT_DATA, JSON, REASON
 from control.cellctl.session import Session
 from control.cellctl.show import console, decimal_amount, print_json, table
 
-app = typer.Typer(help=__doc__, no_args_is_help=True)
+app = typer.Typer(help="What risk rules want a person to look at.", no_args_is_help=True)
 
 COLUMNS = ("review_id", "state", "user_id", "operation", "amount", "reasons", "rules", "until")
 _PAGE = 500
