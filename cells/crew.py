@@ -48,6 +48,8 @@ class Role:
     # A worker's: of the cell that it belongs to, and where to tell its address.
     incarnation: str = ""
     tell: int = -1
+    # Of a worker: 1 is the first beside the cell's first process.
+    number: int = 0
     # It belongs to a cell whose first process runs elsewhere.
     joins: bool = False
 

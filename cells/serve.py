@@ -287,6 +287,13 @@ def _engines(settings: CellSettings) -> tuple[AsyncEngine, ReadEngine]:
     return lanes, ReadEngine(reads, Replica(replica, reads))
 
 
+def port_of(settings: CellSettings, role: Role) -> int:
+    """Where a process of the cell listens; 0: anywhere."""
+    if not role.incarnation:
+        return int(settings.listen.rpartition(":")[2])
+    return settings.worker_port + role.number - 1 if settings.worker_port else 0
+
+
 def _listen(
     settings: CellSettings,
     role: Role,
@@ -297,7 +304,7 @@ def _listen(
     """Servers on one port, and its address."""
     servers = []
     host = settings.listen.rpartition(":")[0]
-    address = f"{host}:0" if role.incarnation else settings.listen
+    address = f"{host}:{port_of(settings, role)}"
     for _ in range(settings.servers):
         server = _server(guarding, health_servicer, services)
         port = server.add_secure_port(address, settings.tls.server_credentials())
@@ -407,11 +414,12 @@ def _arguments() -> Role:
     parser.add_argument("settings", type=Path)
     # Given by the cell's first process to the others.
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--number", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--tell", type=int, default=-1, help=argparse.SUPPRESS)
     what = "a further process of the cell, whose first process runs elsewhere"
     parser.add_argument("--join", action="store_true", help=what)
     given = parser.parse_args()
-    return Role(given.settings, given.worker, given.tell, given.join)
+    return Role(given.settings, given.worker, given.tell, given.number, given.join)
 
 
 def collect_seldom() -> None:

@@ -236,6 +236,9 @@ class CellSettings:
     # with it. The mesh sends a slot always to the same one while they all live. With elasticity
     # it is what the cell begins with.
     workers: int = 1
+    # Where networks let only named ports through: the first of those further processes listens on
+    # this one, the next one on the next. 0: on any that is free.
+    worker_port: int = 0
     elasticity: ElasticitySettings = field(default_factory=ElasticitySettings)
     leaving: LeavingSettings = field(default_factory=LeavingSettings)
     # gRPC servers on the one port: calls that are taken in a turn of the event loop.

@@ -106,7 +106,7 @@ class Workers:
         """Starts it, and again when it ended unasked, until it is not wanted."""
         failures = 0
         while self._is_wanted(number):
-            process, pipe = self._start()
+            process, pipe = self._start(number)
             self._processes[number] = process
             left = False
             try:
@@ -170,18 +170,18 @@ class Workers:
         for process in self._processes.values():
             process.terminate()
 
-    def _spawn(self, writing: int) -> subprocess.Popen[bytes]:
+    def _spawn(self, number: int, writing: int) -> subprocess.Popen[bytes]:
         """Popen, not asyncio: uvloop forks, and gRPC's threads do not survive a fork."""
         command = [sys.executable, "-m", "cells.serve", str(self._settings)]
-        command += ["--worker", self._incarnation, "--tell", str(writing)]
+        command += ["--worker", self._incarnation, "--number", str(number), "--tell", str(writing)]
         # The end of its input tells the worker that we are gone, however we went.
         return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(writing,))
 
-    def _start(self) -> tuple[subprocess.Popen[bytes], _Pipe]:
+    def _start(self, number: int) -> tuple[subprocess.Popen[bytes], _Pipe]:
         """The process, and what it tells."""
         reading, writing = os.pipe()
         try:
-            process = self._spawn(writing)
+            process = self._spawn(number, writing)
         except BaseException:
             os.close(reading)
             raise

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from control.access.rules import Role
 from router.documents import read_document
 from router.edge.hardening import NO_RANGES, Ranges
 from router.tracing.model import TracingSettings
@@ -39,7 +40,7 @@ class ControllerSettings:
     # Where the last xDS snapshots are kept, to serve them before etcd has answered.
     snapshot: str = ""
     # SPIFFE ID (or `…/*` for a kind) → roles, stored at the first start; later `cellctl roles`.
-    role_bindings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    role_bindings: Mapping[str, Sequence[Role]] = field(default_factory=dict)
     # Whether what needs a second person waits for one: the first value.
     approvals: bool = True
     # How long an approval that was asked for may be given and used.

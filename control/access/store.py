@@ -71,11 +71,11 @@ def approval_policy_put(required: bool) -> dict[str, str]:
 
 
 async def seed_access(
-    store: Store, bindings: Mapping[str, Iterable[str]], *, required: bool
+    store: Store, bindings: Mapping[str, Iterable[Role]], *, required: bool
 ) -> None:
     """The settings' bindings and policy, where nothing is stored yet."""
     puts = approval_policy_put(required)
     for subject, roles in bindings.items():
-        puts.update(binding_put(subject, [Role(role) for role in roles]))
+        puts.update(binding_put(subject, roles))
     for key, value in puts.items():
         await store.commit(expect={key: 0}, puts={key: value})

@@ -17,7 +17,10 @@ _RECOVER_TIMEOUT_S = 5.0
 # How long the source parks requests while the move goes through.
 _HOLD_MS = 3000
 # A cell that comes back is reached at once, not after gRPC's two minutes of back-off.
-_OPTIONS = [
+OPTIONS = [
+    # Cells are called by addresses, which certificates do not name; this is a name of every cell's
+    # (control/mesh/ca.py, deploy/kubernetes/base/certificates.yaml).
+    ("grpc.ssl_target_name_override", "cellpay"),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -80,7 +83,7 @@ class GrpcCellCalls:
             self._channels, self._stamp = {}, stamp
         if address not in self._channels:
             self._channels[address] = grpc.aio.secure_channel(
-                address, self._tls.channel_credentials(), options=_OPTIONS
+                address, self._tls.channel_credentials(), options=OPTIONS
             )
         return self._channels[address]
 

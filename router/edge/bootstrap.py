@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from router.client.tls import TlsFiles
-from router.edge.hardening import Ranges, overload_manager, runtime
+from router.edge.hardening import RUNTIME, Ranges, overload_manager
 from router.edge.http import edge_cluster, http_listener
 from router.edge.resources import COLLECTOR, EDGE_CERTIFICATE, MESH_CA, address_of, type_of
 from router.tracing.model import TracingSettings
@@ -18,15 +18,11 @@ _SYSTEM_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 OFF = TracingSettings()
 # Spans wait for five seconds by default, which is long for who looks for what just happened.
 _FLUSHING = {
-    "layers": [
-        {
-            "name": "tracing",
-            "static_layer": {
-                "tracing.opentelemetry.flush_interval_ms": 1000,
-                "tracing.opentelemetry.min_flush_spans": 64,
-            },
-        }
-    ]
+    "name": "tracing",
+    "static_layer": {
+        "tracing.opentelemetry.flush_interval_ms": 1000,
+        "tracing.opentelemetry.min_flush_spans": 64,
+    },
 }
 # Tells Envoy to go to a server of a lower priority, and back.
 _HEALTH_CHECK = {
@@ -77,7 +73,7 @@ def edge_bootstrap(
         "node": {"id": node_id, "cluster": "edge", "metadata": {"kind": "edge"}},
         "admin": {"address": address_of(admin_address)},
         "overload_manager": overload_manager(),
-        "layered_runtime": runtime(),
+        "layered_runtime": {"layers": [RUNTIME, *([_FLUSHING] if tracing.endpoint else [])]},
         "dynamic_resources": {
             "ads_config": {
                 "api_type": "GRPC",
@@ -87,7 +83,6 @@ def edge_bootstrap(
             "lds_config": ads,
             "cds_config": ads,
         },
-        **({"layered_runtime": _FLUSHING} if tracing.endpoint else {}),
         "static_resources": {
             "clusters": clusters,
             "listeners": listeners,

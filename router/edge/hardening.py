@@ -190,16 +190,11 @@ def overload_manager() -> dict[str, Any]:
     }
 
 
-def runtime() -> dict[str, Any]:
-    """Envoy's switches that no other setting has."""
-    return {
-        "layers": [
-            {
-                "name": "edge",
-                "static_layer": {
-                    "overload.premature_reset_total_stream_count": _RESETS_MAX,
-                    "http.max_requests_per_io_cycle": _REQUESTS_A_TURN_MAX,
-                },
-            }
-        ]
-    }
+# A layer of Envoy's switches that no other setting has.
+RUNTIME: dict[str, Any] = {
+    "name": "edge",
+    "static_layer": {
+        "overload.premature_reset_total_stream_count": _RESETS_MAX,
+        "http.max_requests_per_io_cycle": _REQUESTS_A_TURN_MAX,
+    },
+}

@@ -17,9 +17,11 @@ import pytest
 import yaml
 
 from cells.settings import read_settings as read_cell_settings
+from control.access.rules import Role
 from control.cellctl.places import REMOTE_FILE, read_remote
 from control.mesh.ca import spiffe_id_of
 from control.settings import read_settings as read_controller_settings
+from router.identity import spiffe_id
 from router.render import render
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +112,7 @@ def test_settings_are_what_the_code_reads(
     assert int(grace.removesuffix("s")) > leaving.grace_s + leaving.empty_max_s
     controller = read_controller_settings(_read_here("controller.json", tmp_path))
     assert controller.cells[cell] == settings.region
+    assert controller.role_bindings == {spiffe_id("operator", "operator"): list(Role)}
     client = render("client", _read_here("xds.json", tmp_path))
     assert client["node"]["id"] == f"cell-{cell}"
     edge = render("edge", _read_here("edge.json", tmp_path))

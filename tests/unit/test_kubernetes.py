@@ -19,9 +19,13 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from cells.crew import Role
+from cells.serve import port_of
 from cells.settings import CellSettings
 from cells.settings import read_settings as read_cell_settings
+from control.access.rules import Role as AccessRole
 from control.cellctl.places import read_remote
+from control.operations.cells import OPTIONS as CELL_CALLS
 from control.settings import read_settings as read_controller_settings
 from router.identity import spiffe_id
 from router.render import render
@@ -219,7 +223,8 @@ def test_an_operator_is_known_to_controllers_and_the_auditor_to_the_database(
     of = {item["metadata"]["name"]: item["spec"] for item in _of(OPERATORS, "Certificate")}
     _cell_settings("region-a", tmp_path, monkeypatch)
     bound = read_controller_settings(tmp_path / "controller.json").role_bindings
-    assert set(of["operator"]["uris"]) <= set(bound)
+    (operator,) = of["operator"]["uris"]
+    assert set(bound[operator]) == set(AccessRole)
     _settings(OPERATORS, "mesh", tmp_path)
     remote = read_remote(tmp_path)
     assert remote is not None
@@ -295,6 +300,35 @@ def test_settings_are_what_the_code_reads(
     listeners = edge["static_resources"]["listeners"]
     assert listeners[0]["address"]["socket_address"]["port_value"] == 8444
     json.dumps(edge)
+
+
+@each_region
+def test_every_process_of_a_cell_can_be_reached(
+    region: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = _cell_settings(region, tmp_path, monkeypatch)
+    most = max(settings.workers, settings.elasticity.workers_max)
+    roles = [Role(tmp_path), *(Role(tmp_path, "cell", -1, number) for number in range(1, most))]
+    ports = [port_of(settings, role) for role in roles]
+    assert len(set(ports)) == len(ports)
+    for policy in _of(region, "NetworkPolicy"):
+        rules = [*policy["spec"].get("ingress", ()), *policy["spec"].get("egress", ())]
+        for port in (port for rule in rules for port in rule["ports"]):
+            if port["port"] == 7400:
+                assert set(ports) <= set(range(7400, port["endPort"] + 1))
+
+
+@each_region
+def test_a_cell_has_the_name_that_controllers_call_it_by(region: str) -> None:
+    (cell,) = [item for item in _of(region, "Certificate") if item["metadata"]["name"] == "cell"]
+    assert dict(CELL_CALLS)["grpc.ssl_target_name_override"] in cell["spec"]["dnsNames"]
+
+
+@each_region
+def test_redis_forgets_nothing_by_itself(region: str) -> None:
+    (redis,) = [spec for name, _, spec in _pods(region) if name == "redis"]
+    arguments = redis["containers"][0]["args"]
+    assert arguments[arguments.index("--maxmemory-policy") + 1] == "noeviction"
 
 
 @each_region

@@ -131,6 +131,20 @@ def test_envoy_hands_traces_on_and_sends_its_own_where_the_bootstrap_has_a_colle
     assert cluster["transport_socket"]["typed_config"]["sni"] == "c"
 
 
+def test_an_edge_that_traces_is_as_hard_as_one_that_does_not() -> None:
+    tls = TlsFiles("ca", "cert", "key")
+    plain = edge_bootstrap("x:1", "127.0.0.1:2", tls, "edge", "s")
+    traced = edge_bootstrap(
+        "x:1", "127.0.0.1:2", tls, "edge", "s", tracing=TracingSettings(endpoint="http://c:1")
+    )
+    layers = [layer["name"] for layer in traced["layered_runtime"]["layers"]]
+    assert layers == ["edge", "tracing"]
+    assert plain["layered_runtime"]["layers"] == traced["layered_runtime"]["layers"][:1]
+    assert {key: traced[key] for key in plain.keys() - {"layered_runtime", "static_resources"}} == {
+        key: plain[key] for key in plain.keys() - {"layered_runtime", "static_resources"}
+    }
+
+
 def test_without_a_collector_envoy_makes_no_spans() -> None:
     assert edge_tracing_of(TracingSettings()) is None
     assert not _manager_of(TOPOLOGY, NodeKind.EDGE).HasField("tracing")
