@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import grpc
 import structlog
 
 from cells.gathering import gathered
@@ -106,6 +107,12 @@ class _Pending:
         if not self.future.done():
             self.future.set_exception(TimeoutError())
 
+    def give_up(self) -> None:
+        """Its caller's deadline has passed. That is no failure of ours, which policy might let
+        pass: else whoever wants no judgement would have it by a short deadline."""
+        if not self.future.done():
+            self.future.set_exception(_too_late())
+
 
 class Screening:
     def __init__(
@@ -161,7 +168,7 @@ class Screening:
             screened_command(command, opinion)
             for command, opinion in zip(commands, opinions, strict=True)
         ]
-        outcomes = await self._lanes.submit_many(wrapped, timeout_s)
+        outcomes = await self._lanes.submit_many(wrapped, _shorter(timeout_s, context))
         for opinion, outcome in zip(opinions, outcomes, strict=True):
             if not isinstance(outcome, Refusal):
                 self.conclude(opinion, outcome)
@@ -181,7 +188,7 @@ class Screening:
         return caller is not None and caller.spiffe_id in callers
 
     async def opinion(self, asked: Asked, context: Any) -> Opinion:
-        """In bounded time."""
+        """In bounded time. Raises Refusal when the caller's is over before."""
         knowledge = self._sources.knowledge()
         if knowledge is None:
             return self._overrun(asked, None)
@@ -197,7 +204,11 @@ class Screening:
         self._queue.append(pending)
         self._filled.set()
         # Not asyncio.timeout: this is in the path of every payment, and costs a tenth of it.
-        late = loop.call_later(self._patience_s(context), pending.fail)
+        left = timeout_of(context)
+        if left is not None and left < self._timeout_s:
+            late = loop.call_later(left, pending.give_up)
+        else:
+            late = loop.call_later(self._timeout_s, pending.fail)
         try:
             with span("screening"):
                 opinion = await future
@@ -207,10 +218,6 @@ class Screening:
             late.cancel()
         self.figures.note(asked.operation, opinion.verdict.conclusion, time.monotonic() - began)
         return opinion
-
-    def _patience_s(self, context: Any) -> float:
-        left = timeout_of(context)
-        return self._timeout_s if left is None else min(left, self._timeout_s)
 
     def _overrun(self, asked: Asked, knowledge: Knowledge | None) -> Opinion:
         self.figures.note(asked.operation, Conclusion.UNAVAILABLE, self._timeout_s)
@@ -401,6 +408,22 @@ class Screening:
             await reader.close()
 
 
+def _too_late() -> Refusal:
+    return Refusal(
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "DEADLINE_EXCEEDED",
+        "the deadline passed before risk had judged the request; nothing was executed",
+    )
+
+
+def _shorter(timeout_s: float | None, context: Any) -> float | None:
+    """What is left of it once risk has judged."""
+    left = timeout_of(context)
+    if left is None or timeout_s is None:
+        return timeout_s if left is None else left
+    return min(timeout_s, left)
+
+
 _TOLD = frozenset({Reason.RISK_DENIED, Reason.CHALLENGE_REQUIRED, Reason.UNDER_REVIEW})
 
 
@@ -426,7 +449,8 @@ class ScreenedLanes:
         if not screening.is_on():
             return await self.lanes.submit(command, timeout_s)
         opinion = await screening.opinion(self.asked, self.context)
-        outcome = await self.lanes.submit(screened_command(command, opinion), timeout_s)
+        judged = screened_command(command, opinion)
+        outcome = await self.lanes.submit(judged, _shorter(timeout_s, self.context))
         screening.conclude(opinion, outcome)
         return outcome
 

@@ -4,6 +4,7 @@ memory, and features that do not answer, as a Redis that is away."""
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 from unittest.mock import ANY
 
+import grpc
 import pytest
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -33,6 +35,7 @@ from cells.risk.lookups import RiskReader
 from cells.risk.memory import MemoryFeatures
 from cells.risk.screening import Screening, Sources
 from cells.settings import DatabaseSettings, LaneSettings, RiskSettings
+from router.errors import Refusal
 from router.guard import SlotsHere
 from router.ids import Kind, slot_of_id
 from router.minting import mint_now
@@ -61,6 +64,16 @@ class NoContext:
 
     def auth_context(self) -> dict[str, list[bytes]]:
         return {}
+
+
+class Hurried(NoContext):
+    """A caller with little time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+
+    def time_remaining(self) -> float:  # type: ignore[override]
+        return max(0.0, self._until - time.monotonic())
 
 
 class Away:
@@ -160,7 +173,9 @@ class Desk:
         )
         return await self.screening.submit(command, asked, NoContext())
 
-    async def withdraw(self, user: str, minor_units: int, key: str = "k") -> Outcome:
+    async def withdraw(
+        self, user: str, minor_units: int, key: str = "k", context: Any = None
+    ) -> Outcome:
         slot = slot_of_user(user)
         command = MoveMoney(
             slot, mint_now(Kind.MOVEMENT, slot), user, Direction.OUT, minor_units, "USD",
@@ -169,7 +184,7 @@ class Desk:
         asked = Asked(
             Operation.WITHDRAW, slot, user, key, user, "", minor_units, "USD", "", NOWHERE
         )
-        return await self.screening.submit(command, asked, NoContext())
+        return await self.screening.submit(command, asked, context or NoContext())
 
 
 @asynccontextmanager
@@ -312,6 +327,22 @@ async def test_many_at_once_are_judged_in_groups_each_for_itself(engine: AsyncEn
             Reason.RISK_DENIED if number % 10 > 5 else "ok" for number in range(60)
         ]
         assert reads < 10
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.0013, 0.05])
+async def test_who_has_no_time_for_a_judgement_gets_no_money_without_one(
+    engine: AsyncEngine, seconds: float
+) -> None:
+    # What risk lets pass when it is away itself, and a caller who says that it is.
+    known = knowing(rule("no", "amount > 0"), features=PAID, withdraw=1000)
+    async with desk(engine, known, features=Away(60)) as at:
+        user = await at.opened("hurried", 100)
+        with pytest.raises(Refusal) as refused:
+            await at.withdraw(user, 10, "hurried", Hurried(seconds))
+        assert refused.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert not at.told.records
+    async with desk(engine, knowing()) as at:
+        assert reason(await at.withdraw("hurried", 100, "all of it")) == "ok"
 
 
 async def test_features_that_are_away_leave_it_to_conservative_rules(engine: AsyncEngine) -> None:
