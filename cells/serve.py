@@ -136,7 +136,10 @@ async def serve(settings: CellSettings, role: Role) -> None:
         banking = Banking(
             settings, lanes, read_engine, here, vault, policing, choosing, mesh, risking.screening
         )
-        signing = Signing(store, lanes, read_engine, here, vault.kms, settings.redis_url, policing)
+        signing = Signing(
+            store, lanes, read_engine, here, vault.kms, settings.redis_url, policing,
+            settings.signed_hosts,
+        )  # fmt: skip
         guarding = Guarding(
             here, policing.admission, Tally(), Calls(), signing.gate, tracer, PaymentOutcomes()
         )

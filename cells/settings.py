@@ -252,6 +252,9 @@ class CellSettings:
     banking: BankingSettings = field(default_factory=BankingSettings)
     # The banks that it reaches; empty: it takes no charges and no payouts.
     channels: tuple[ChannelSettings, ...] = ()
+    # Names (without port, in lower case) that merchants sign requests for: what was signed for a
+    # test system is refused. Empty: any.
+    signed_hosts: tuple[str, ...] = ()
     vault: VaultSettings = field(default_factory=VaultSettings)
     risk: RiskSettings = field(default_factory=RiskSettings)
     tracing: TracingSettings = field(default_factory=TracingSettings)

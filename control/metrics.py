@@ -10,6 +10,17 @@ from control.leader import Leadership
 from control.view import View
 from control.xds.server import XdsServer
 from router.metrics import Metrics, counter, gauge
+from router.slots import SLOT_COUNT
+
+
+def _homeless(view: View) -> int:
+    if view.slot_map is None:
+        return SLOT_COUNT
+    return sum(
+        entry.last - entry.first + 1
+        for entry in view.slot_map.ranges
+        if entry.cell not in view.live
+    )
 
 
 def control_page(
@@ -22,6 +33,11 @@ def control_page(
             "1 for a declared cell that holds its lease.",
             [((cell,), float(cell in view.live)) for cell in sorted(view.declared)],
             labels=("of",),
+        )
+        yield gauge(
+            "cellpay_slots_without_a_home",
+            "Slots whose cell holds no lease, as far as this controller sees.",
+            [((), _homeless(view))],
         )
         subscribers = xds.subscribers()
         yield gauge(

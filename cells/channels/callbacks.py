@@ -41,6 +41,7 @@ from cells.channels.clearing.signing import (
 from cells.channels.model import AnswerReason, Heard
 from cells.channels.reporter import MeshReporter, NotReported, Reporter
 from router.client import CallPolicy, TlsFiles, connect
+from router.documents import read_document
 from router.ids import Kind, kind_of_id
 from router.logs import configure_logs
 
@@ -227,7 +228,7 @@ def main() -> None:
         raise SystemExit("python -O removes assertions that guard money; run without it")
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m cells.channels.callbacks SETTINGS.json")
-    settings = _SETTINGS.validate_json(Path(sys.argv[1]).read_bytes())
+    settings = _SETTINGS.validate_json(read_document(Path(sys.argv[1])))
     configure_logs(process="callbacks")
     uvloop.run(receive(settings))
 

@@ -13,8 +13,10 @@ from router.ids import Kind, derive
 from router.signing.model import Algorithm
 from router.signing.model import Key as PublicKey
 
-# Of a merchant at once, so that no one fills what every cell holds.
+# Of a merchant at once, and with those that have ended, which stay known as ended: so that no one
+# fills what every cell and etcd hold.
 KEYS_MAX = 16
+KEYS_EVER_MAX = 256
 
 
 def key_id_of(slot: int, merchant_id: str, algorithm: str, public: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from typing import Any
@@ -17,15 +18,16 @@ from cells.answers import resource_of
 from cells.keys.model import KeyEvent, KeyState, MerchantKey
 from cells.keys.own import OwnKeys
 from cells.keys.publishing import Publishing
-from cells.keys.rules import KEYS_MAX, EndKey, RegisterKey, key_id_of
+from cells.keys.rules import KEYS_EVER_MAX, KEYS_MAX, EndKey, RegisterKey, key_id_of
 from cells.keys.tables import MERCHANT_KEYS, merchant_keys
 from cells.ledger.model import Command
 from cells.ledger.worker import Lanes
 from cells.reading import ReadEngine, fetch
 from cells.requests import Checker, idempotency_of, timeout_of, timestamp
 from cells.vault.keyring import NO_TIME
+from router.access import Kind as AccessKind
 from router.errors import Refusal
-from router.identity import caller_of, is_edge
+from router.identity import caller_of, is_edge, principal_of
 from router.ids import Kind, slot_of_id
 from router.signing.call import SIGNER
 from router.signing.gate import SIGNATURE_HEADER, signed_answer
@@ -63,6 +65,7 @@ class KeysService(keys_pb2_grpc.KeysServiceServicer):
         self._engine = engine
         self._publishing = publishing
         self._own = own
+        self._registering = asyncio.Lock()
 
     async def RegisterKey(self, request: pb.RegisterKeyRequest, context: Any) -> pb.Key:
         _require_signer(context)
@@ -84,17 +87,26 @@ class KeysService(keys_pb2_grpc.KeysServiceServicer):
             slot, key_id_of(slot, merchant_id, algorithm, public), merchant_id, algorithm, public,
             KeyState.ACTIVE, starts, ends, "", 1, NO_TIME, NO_TIME,
         )  # fmt: skip
-        await self._require_room(row)
-        return await self._submit(RegisterKey(row, idempotency), context)
+        # One after the other: many at once would all find room.
+        async with self._registering:
+            await self._require_room(row)
+            return await self._submit(RegisterKey(row, idempotency), context)
 
     async def _require_room(self, row: MerchantKey) -> None:
         now = int(time.time())
+        known = await self._keys_of(row.slot, row.merchant_id)
+        if any(key.key_id == row.key_id for key in known):
+            return
+        if len(known) >= KEYS_EVER_MAX:
+            raise Refusal(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "TOO_MANY_KEYS_EVER",
+                f"a merchant registers {KEYS_EVER_MAX} keys at the most, ended ones included",
+            )
         live = [
-            key
-            for key in await self._keys_of(row.slot, row.merchant_id)
-            if key.state == KeyState.ACTIVE and not 0 < key.not_after <= now
+            key for key in known if key.state == KeyState.ACTIVE and not 0 < key.not_after <= now
         ]
-        if len(live) >= KEYS_MAX and all(key.key_id != row.key_id for key in live):
+        if len(live) >= KEYS_MAX:
             raise Refusal(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 "TOO_MANY_KEYS",
@@ -238,8 +250,13 @@ def _check_proof(check: Checker, algorithm: Algorithm, request: pb.RegisterKeyRe
 
 
 def _require_signer(context: Any) -> None:
-    """Whoever comes in at the edge changes keys with a key that is there already."""
-    if is_edge(caller_of(context)) and not SIGNER.get():
+    """Whoever comes in at the edge, and a merchant anywhere, changes keys with a key that is there
+    already: a certificate says whose keys he may change to nobody but the edge."""
+    if SIGNER.get():
+        return
+    principal = principal_of(context)
+    is_merchant = principal is not None and principal.kind == AccessKind.MERCHANT
+    if is_merchant or is_edge(caller_of(context)):
         raise Refusal(
             grpc.StatusCode.UNAUTHENTICATED,
             "SIGNATURE_REQUIRED",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from cellpay.keys.v1 import answers_pb2_grpc, keys_pb2_grpc
@@ -34,6 +34,7 @@ class Signing:
         kms: Kms,
         redis_url: str,
         policing: Policing,
+        hosts: Collection[str] = (),
     ) -> None:
         self._lanes = lanes
         self._engine = engine
@@ -42,7 +43,9 @@ class Signing:
         self._own = OwnKeys(store, kms)
         self._nonces = RedisNonces(redis_url, policing.board.of(Dependency.REDIS), here)
         self._publishing = Publishing(store, engine, here)
-        self.gate = SignatureGate(lambda: self._registry.keys, self._nonces, self._own.signer)
+        self.gate = SignatureGate(
+            lambda: self._registry.keys, self._nonces, self._own.signer, hosts=hosts
+        )
         policing.followers.append(self._apply)
 
     def _apply(self, policies: PolicySet) -> None:

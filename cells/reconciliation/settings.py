@@ -12,6 +12,7 @@ from cells.reconciliation.model import BreakClass
 from cells.statements.fetch import StatementSettings
 from cells.statements.layouts import Layout
 from router.client.tls import TlsFiles
+from router.documents import read_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,4 +119,4 @@ class ReconciliationSettings:
 
 
 def read_settings(path: Path) -> ReconciliationSettings:
-    return TypeAdapter(ReconciliationSettings).validate_json(path.read_bytes())
+    return TypeAdapter(ReconciliationSettings).validate_json(read_document(path))

@@ -26,6 +26,7 @@ from control.xds.server import XdsServer
 from control.xds.snapshot import Snapshot
 from control.xds.translate import NodeKind
 from router.client.tls import TlsFiles
+from router.documents import read_document
 from router.logs import configure_logs
 from router.standard import GenericOnly, add_standard_services, server_options
 
@@ -109,7 +110,7 @@ async def _until_terminated() -> None:
 def main() -> None:
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m control.xds.fallback SETTINGS.json")
-    settings = TypeAdapter(FallbackSettings).validate_json(Path(sys.argv[1]).read_bytes())
+    settings = TypeAdapter(FallbackSettings).validate_json(read_document(Path(sys.argv[1])))
     configure_logs(process="xds-fallback")
     uvloop.run(serve(settings))
 

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from enum import Enum
 from typing import Any, Protocol
 
 import grpc
 import structlog
 
+from router.access import Kind
 from router.errors import Refusal, Violation, bad_request
 from router.home import SlotFinder
-from router.identity import caller_of, is_edge
+from router.identity import caller_of, is_edge, principal_of
 from router.policies.model import SignatureMode, Signatures
 from router.signing.call import IN_DOUBT, RECEIVED, SIGNER
 from router.signing.keys import Signer, digest_of, verify
@@ -46,7 +47,8 @@ TOLD = "x-cellpay-signed-"
 SIGNATURE_HEADER = "x-cellpay-signature"
 # Told to everybody: without it nobody could know an answer, a refusal among them, for ours.
 PUBLIC = frozenset({"cellpay.keys.v1.KeysService/ListSigningKeys"})
-_NAMES = ("merchant_id", "user_id")
+# Fields of a request that say whose it is.
+_NAMES = ("merchant_id", "user_id", "payer_id")
 
 
 class Novelty(Enum):
@@ -80,8 +82,17 @@ class _Method:
         self.keyed = "idempotency_key" in fields
         self.wanted = Wanted()
 
-    def named_by(self, request: Any) -> frozenset[str]:
-        return frozenset(getattr(request, name) for name in self.names)
+    def mode(self, request: Any, context: Any) -> SignatureMode:
+        """By whom the request names, and who makes it: what a merchant's signature is wanted of
+        is wanted of whoever has stolen his certificate."""
+        wanted = self.wanted
+        if not wanted.merchants:
+            return wanted.mode
+        names = {getattr(request, name) for name in self.names}
+        caller = principal_of(context)
+        if caller is not None and caller.kind == Kind.MERCHANT:
+            names.add(caller.name)
+        return wanted.of(frozenset(names))
 
 
 class SignatureGate:
@@ -91,8 +102,12 @@ class SignatureGate:
         nonces: Nonces,
         signer: Callable[[Algorithm], Signer | None],
         clock: Callable[[], float] = time.time,
+        hosts: Collection[str] = (),
     ) -> None:
-        """`signer`: our key that answers a request signed by this algorithm, if there is one."""
+        """`signer`: our key that answers a request signed by this algorithm, if there is one.
+        `hosts`: in lower case, without port: what a request may have been signed for; empty: any.
+        """
+        self._hosts = frozenset(hosts)
         self._keys = keys
         self._nonces = nonces
         self._signer = signer
@@ -122,7 +137,7 @@ class SignatureGate:
                 return await behaviour(request, context)
             told = _told(context)
             text = told.get("authorization", "")
-            mode = method.wanted.of(method.named_by(request))
+            mode = method.mode(request, context)
             if mode == SignatureMode.OFF or not is_edge(caller_of(context)):
                 return await behaviour(request, context)
             signed = self._verified(name, method, request, told, text)
@@ -146,7 +161,7 @@ class SignatureGate:
         wanted = method.wanted
         if wanted.mode != SignatureMode.REQUIRED and not wanted.merchants:
             return
-        required = wanted.of(method.named_by(request)) == SignatureMode.REQUIRED
+        required = method.mode(request, context) == SignatureMode.REQUIRED
         if required and is_edge(caller_of(context)):
             raise _unsigned("this request must be signed")
 
@@ -161,6 +176,10 @@ class SignatureGate:
         answer = verify(message, text, self._keys(), now, method.wanted.window)
         if isinstance(answer, Refused):
             raise _refusal(answer, now)
+        if self._hosts and _name_of(message.host) not in self._hosts:
+            raise _refusal(
+                Refused(Reason.OTHER_HOST, "the request was signed for another host"), now
+            )
         merchant = getattr(request, "merchant_id", "") if "merchant_id" in method.names else ""
         if merchant and merchant != answer.key.merchant_id:
             raise Refusal(
@@ -277,6 +296,12 @@ def _message(name: str, told: Mapping[str, str]) -> SignedMessage:
         b"",
         raw,
     )
+
+
+def _name_of(host: str) -> str:
+    """Without its port, in lower case."""
+    name, colon, port = host.rpartition(":")
+    return (name if colon and port.isdigit() else host).lower()
 
 
 def _unsigned(message: str) -> Refusal:

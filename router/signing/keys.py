@@ -182,4 +182,4 @@ def verify(
         return Refused(Reason.MALFORMED, str(fault))
     if not is_signed(key.algorithm, key.public, claims.signature, said):
         return Refused(Reason.WRONG, "the signature is not the key's, or not of this request")
-    return Authentic(key, claims.nonce, remember_until(claims, window), claims.timestamp)
+    return Authentic(key, claims.nonce, remember_until(claims), claims.timestamp)

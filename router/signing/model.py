@@ -32,6 +32,8 @@ class Reason(StrEnum):
     TIMESTAMP_STALE = "TIMESTAMP_STALE"
     TIMESTAMP_AHEAD = "TIMESTAMP_AHEAD"
     WRONG = "SIGNATURE_WRONG"
+    # It was meant for another system, of which somebody has a copy.
+    OTHER_HOST = "SIGNATURE_OF_OTHER_HOST"
     # Found last: a forger must not be able to use up another's nonces.
     REPLAYED = "NONCE_REPLAYED"
 

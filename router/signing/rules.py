@@ -44,6 +44,7 @@ _USUAL = re.compile(
     r',nonce="([A-Za-z0-9_-]{16,64})",signature="([A-Za-z0-9+/]+={0,2})"'
 )
 _ALGORITHMS = {item.value: item for item in Algorithm}
+_LONGEST = Window()
 _NAMES = ("key", "algorithm", "timestamp", "nonce", "signature")
 
 
@@ -204,6 +205,7 @@ def judge(claims: Claims, keys: Mapping[str, Key], now: int, window: Window) -> 
     return key
 
 
-def remember_until(claims: Claims, window: Window) -> int:
-    """The moment from which `judge` refuses the timestamp by itself."""
-    return claims.timestamp + window.old_max_s
+def remember_until(claims: Claims) -> int:
+    """The moment from which `judge` refuses the timestamp by itself, whatever policies say then:
+    they shorten the window, and may cease to."""
+    return claims.timestamp + _LONGEST.old_max_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -11,8 +12,10 @@ from typing import Any, cast
 import grpc
 import pytest
 from cellpay.accounts.v1 import accounts_pb2
+from cellpay.keys.v1 import keys_pb2
 from envoy.service.discovery.v3 import ads_pb2, discovery_pb2
 from google.protobuf import descriptor_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 
 from control.access.rules import METHODS as CONTROL_METHODS
@@ -22,11 +25,15 @@ from router.client import Mesh, TlsFiles
 from router.edge.http import descriptors
 from router.errors import details_of
 from router.identity import CERTIFICATE_HEADER
+from router.signing.keys import Signer
+from router.signing.model import Algorithm
 from router.slots import slot_of_user
 from tests.attacks.requests import request_for
 from tests.attacks.test_idor import asked, things_of
 from tests.attacks.world import Shop, call, issued, to_slot
 from tests.integration.certificates import of_another_ca, past_its_end
+from tests.integration.signed import registration
+from tests.make_signing_vectors import private_keys
 
 pytestmark = pytest.mark.mesh
 DENIED = grpc.StatusCode.PERMISSION_DENIED
@@ -136,6 +143,35 @@ async def test_wants_to_be_taken_for_another_at_a_cell_itself(
             answer = await call(channel, BALANCE, request.SerializeToString(), (header,))
         assert answer.reason in {"NOT_YOURS", "NOT_HOME", "SLOT_MOVED"}
         assert not answer.body
+
+
+async def test_wants_to_end_anothers_keys_at_a_cell_itself(
+    session: Session, mesh: Mesh, mallory: Shop, victim: Shop
+) -> None:
+    """A key's ID stands in each signed request; only an edge can say who signed one."""
+    signer = Signer("none-yet", Algorithm.ED25519, private_keys()[Algorithm.ED25519])
+    key = await mesh.keys.RegisterKey(registration(signer, victim.merchant_id))
+    tls = issued(session, "merchant", mallory.merchant_id)
+    ends = Timestamp(seconds=int(time.time()) + 1)
+    wanted = {
+        "RevokeKey": keys_pb2.RevokeKeyRequest(
+            key_id=key.key_id, reason="mine", idempotency_key="end-1"
+        ),
+        "ExpireKey": keys_pb2.ExpireKeyRequest(
+            key_id=key.key_id, expire_time=ends, idempotency_key="end-2"
+        ),
+    }
+    for cell in session.state.cells:
+        address = session.state.address(f"cell-{cell}")
+        async with grpc.aio.secure_channel(address, tls.channel_credentials()) as channel:
+            for method, request in wanted.items():
+                name = f"cellpay.keys.v1.KeysService/{method}"
+                answer = await call(channel, name, request.SerializeToString())
+                assert answer.reason in {"SIGNATURE_REQUIRED", "NOT_HOME", "SLOT_MOVED"}, method
+    listed = await mesh.keys.ListKeys(keys_pb2.ListKeysRequest(merchant_id=victim.merchant_id))
+    (kept,) = [item for item in listed.keys if item.key_id == key.key_id]
+    assert kept.state == keys_pb2.Key.STATE_ACTIVE
+    assert not kept.HasField("expire_time")
 
 
 @pytest.fixture(scope="module")

@@ -88,6 +88,7 @@ async def test_the_configuration_that_cellctl_prints_is_prometheus_own(
     page = await _page(targets["controller"])
     assert _sum(page, "cellpay_leads") == 1
     assert _sum(page, "cellpay_cell_lives") == 3
+    assert _sum(page, "cellpay_slots_without_a_home") == 0
     if promtool := shutil.which("promtool"):
         path = tmp_path / "prometheus.yaml"
         path.write_text(done.stdout)

@@ -79,7 +79,7 @@ def test_what_is_signed_is_taken_with_its_nonce_for_as_long_as_its_timestamp_is(
     answer = verify(message, signed(algorithm, message, nonce=nonce), KEYS, NOW, WINDOW)
     assert isinstance(answer, Authentic)
     assert (answer.key.merchant_id, answer.nonce) == ("shop", nonce)
-    assert answer.remember_until == NOW + WINDOW.old_max_s
+    assert answer.remember_until == NOW + Window().old_max_s
 
 
 CHANGES: list[tuple[str, Any]] = [
@@ -169,11 +169,21 @@ def test_a_timestamp_is_taken_within_the_window_and_a_nonce_is_remembered_as_lon
         assert reason == Reason.TIMESTAMP_STALE
     else:
         assert reason is None
-        until = remember_until(read_header(text), WINDOW)
+        until = remember_until(read_header(text))
         # One second before it may be taken, and so must be remembered; from then on it is not.
         assert until > NOW
         assert reason_of(verify(message, text, KEYS, until, WINDOW)) == Reason.TIMESTAMP_STALE
         assert isinstance(verify(message, text, KEYS, until - 1, WINDOW), Authentic)
+
+
+def test_a_nonce_outlives_a_policy_that_made_the_window_shorter() -> None:
+    message = SignedMessage("GET", "/", "h", "", "", b"")
+    text = signed(Algorithm.RSA_SHA256, message, timestamp=NOW)
+    short = verify(message, text, KEYS, NOW, Window(old_max_s=30))
+    assert isinstance(short, Authentic)
+    # The policy goes, and the request is in time again.
+    then = verify(message, text, KEYS, short.remember_until, Window())
+    assert reason_of(then) == Reason.TIMESTAMP_STALE
 
 
 @given(MESSAGES, MESSAGES, NONCES, NONCES)

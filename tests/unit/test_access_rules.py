@@ -139,7 +139,7 @@ def test_no_read_takes_two_persons() -> None:
 
 async def test_the_settings_bindings_are_stored_once_and_then_changed_only_by_people() -> None:
     store = MemoryStore()
-    await seed_access(store, {ANN: ["viewer"]}, required=True)
+    await seed_access(store, {ANN: [Role.VIEWER]}, required=True)
     await store.commit(expect={}, puts=binding_put(ANN, [Role.DRILL]))
-    await seed_access(store, {ANN: ["viewer"]}, required=False)
+    await seed_access(store, {ANN: [Role.VIEWER]}, required=False)
     assert (await Access(store).read())[ANN] == {Role.DRILL}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,20 @@ def test_it_is_its_owners_alone(path: Path) -> None:
     keystore.rotate(path)
     assert path.stat().st_mode & 0o777 == 0o600
     path.chmod(0o640)
+    with pytest.raises(KmsFault, match="open to others"):
+        asyncio.run(LocalKeystore(path).current_version())
+
+
+@pytest.mark.parametrize(("mode", "is_read"), [(0o440, True), (0o444, False), (0o460, False)])
+def test_what_is_mounted_is_anothers_and_may_be_read_by_the_group(
+    path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, is_read: bool
+) -> None:
+    """As Kubernetes mounts a Secret under a pod's `fsGroup`."""
+    path.chmod(mode)
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    if is_read:
+        assert asyncio.run(LocalKeystore(path).current_version())
+        return
     with pytest.raises(KmsFault, match="open to others"):
         asyncio.run(LocalKeystore(path).current_version())
 

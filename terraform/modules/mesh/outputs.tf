@@ -18,7 +18,7 @@ output "open_between_regions" {
   description = "Ports that regions open to each other, as network-policies.yaml does."
   value = {
     etcd        = [2379, 2380]
-    cells       = [7400]
+    cells       = range(7400, 7417)
     control     = [7500]
     cockroachdb = [26257]
   }
