@@ -143,8 +143,10 @@ async def serve(settings: ControllerSettings) -> None:
     register = _services(store, view, xds, watchman, keeper, gate.access, cases, deciding)
     servers = await _listen(settings, tls, xds, gate, health_servicer, register)
     usher = Usher(store, view, leadership, watchman.actor, settings.give_back_after_s)
-    workers = (gate.access.follow(), view.follow(), leadership.run(), watchman.run(), usher.run(),
-               Doors(view).run(), kept.run(), _announce(health_servicer, view))  # fmt: skip
+    workers = (
+        gate.access.follow(), gate.denials.run(), view.follow(), leadership.run(), watchman.run(),
+        usher.run(), Doors(view).run(), kept.run(), _announce(health_servicer, view),
+    )  # fmt: skip
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(_until_terminated())

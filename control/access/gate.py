@@ -15,6 +15,7 @@ import grpc
 import structlog
 from google.protobuf.json_format import MessageToDict
 
+from control.access.denials import Denials
 from control.access.headers import APPROVAL_HEADER, BREAK_GLASS_HEADER
 from control.access.rules import (
     Role,
@@ -30,7 +31,7 @@ from control.approvals import store as approvals
 from control.approvals.clearance import BREAK_GLASS, Clearance, cleared
 from control.approvals.model import Approval, State
 from control.approvals.rules import No, action_hash, canonical, use
-from control.audit import audit_record, new_id, record_denial
+from control.audit import audit_record, new_id
 from router.errors import Refusal
 from router.guard import require_wellformed
 from router.identity import Caller, caller_of
@@ -52,6 +53,7 @@ class Gate:
         self._store = store
         self.access = access
         self._ttl_s = approval_ttl_s
+        self.denials = Denials(store)
 
     async def pass_through(
         self, service: str, method: str, behaviour: Behaviour, request: Any, context: Any
@@ -83,7 +85,7 @@ class Gate:
         parameters = canonical(_parameters(request))[:_DETAIL_CHARACTERS_MAX]
         reason = getattr(request, "reason", "")[:_REASON_CHARACTERS_MAX]
         why = "denied: has no role for this"
-        await record_denial(self._store, audit_record(name, action, parameters, reason, why))
+        await self.denials.record(audit_record(name, action, parameters, reason, why))
         return Refusal(
             grpc.StatusCode.PERMISSION_DENIED,
             "CALLER_NOT_ALLOWED",
