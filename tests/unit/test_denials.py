@@ -28,7 +28,7 @@ class Away(MemoryStore):
 
     missing = 0
 
-    async def commit(self, **what: object) -> int | None:  # type: ignore[override]
+    async def commit(self, **what: object) -> int | None:
         if self.missing:
             self.missing -= 1
             raise StoreUnavailable("away")
