@@ -203,7 +203,7 @@ class AnswersService(answers_pb2_grpc.AnswersServiceServicer):
             digest = bytes.fromhex(told["digest"])
             status = int(told["status"])
             if signer is not None and len(digest) == 32:
-                answer = Answer(told["nonce"], status, told.get("type", ""), digest)
+                answer = Answer(told["authorization"], status, told.get("type", ""), digest)
                 text = signed_answer(signer, answer, int(time.time()))
                 await context.send_initial_metadata(((SIGNATURE_HEADER, text),))
         except (KeyError, ValueError, Malformed):

@@ -50,7 +50,9 @@ send() { # method, target, file of the body, nonce → $work/headers, $work/answ
   printf '%s\n' CELLPAY1 "$ALGORITHM" "$KEY_ID" "$now" "$4" "$1" "$lower" "$2" "$type" '' \
     "$(digest "$ALGORITHM" "$3")" >"$work/lines"
   signature=$(sign "$work/lines")
-  set -- "$1" "$2" "$3" -H "authorization: CELLPAY1 key=\"$KEY_ID\",algorithm=\"$ALGORITHM\",timestamp=\"$now\",nonce=\"$4\",signature=\"$signature\""
+  printf %s "CELLPAY1 key=\"$KEY_ID\",algorithm=\"$ALGORITHM\",timestamp=\"$now\",nonce=\"$4\",signature=\"$signature\"" \
+    >"$work/authorization"
+  set -- "$1" "$2" "$3" -H "authorization: $(cat "$work/authorization")"
   if [ -n "$type" ]; then
     set -- "$@" -H "content-type: $type" --data-binary "@$3"
   fi
@@ -83,7 +85,7 @@ nonce=$(openssl rand -hex 24)
 status=$(send "$1" "$2" "$work/body" "$nonce")
 cp "$work/answer" "$work/wanted"
 printf '%s\n' CELLPAY1-RESPONSE "$(said algorithm)" "$(said key)" "$(said timestamp)" \
-  "$(said nonce)" "$nonce" "$status" "$(header content-type)" \
+  "$(said nonce)" "$(digest "$(said algorithm)" "$work/authorization")" "$status" "$(header content-type)" \
   "$(digest "$(said algorithm)" "$work/wanted")" >"$work/signed"
 said signature | base64 -d >"$work/signature"
 theirs=$(said key) algorithm=$(said algorithm)

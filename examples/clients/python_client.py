@@ -96,30 +96,28 @@ class Cellpay:
     def _once(self, method: str, target: str, body: Any) -> tuple[int, Any]:
         data = json.dumps(body).encode() if body is not None else b""
         nonce = secrets.token_urlsafe(24)
-        status, headers, answer = self._send(method, target, data, nonce)
-        self._verify(nonce, status, headers, answer)
+        status, headers, answer, sent = self._send(method, target, data, nonce)
+        self._verify(sent, status, headers, answer)
         return status, json.loads(answer)
 
     def _send(
         self, method: str, target: str, data: bytes, nonce: str
-    ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        headers = {
-            "authorization": authorization(
-                self._key, self._key_id, method, self._host, target, data, nonce
-            )
-        }
+    ) -> tuple[int, http.client.HTTPMessage, bytes, str]:
+        """Status, headers and body of the answer, and what the request was signed by."""
+        signature = authorization(self._key, self._key_id, method, self._host, target, data, nonce)
+        headers = {"authorization": signature}
         if data:
             headers["content-type"] = JSON
         connection = http.client.HTTPSConnection(self._host, context=self._tls, timeout=20)
         try:
             connection.request(method, target, data or None, headers)
             got = connection.getresponse()
-            return got.status, got.headers, got.read()
+            return got.status, got.headers, got.read(), signature
         finally:
             connection.close()
 
     def _verify(
-        self, nonce: str, status: int, headers: http.client.HTTPMessage, answer: bytes
+        self, sent: str, status: int, headers: http.client.HTTPMessage, answer: bytes
     ) -> None:
         said = dict(re.findall(r'(\w+)="([^"]*)"', headers.get("x-cellpay-signature", "")))
         if said.get("algorithm") != "ed25519":
@@ -128,7 +126,8 @@ class Cellpay:
             raise NotFromCellpay("the answer is not of now")
         signed = lines(
             "CELLPAY1-RESPONSE", said["algorithm"], said["key"], said["timestamp"], said["nonce"],
-            nonce, str(status), headers.get("content-type", ""), hashlib.sha256(answer).hexdigest(),
+            hashlib.sha256(sent.encode()).hexdigest(), str(status), headers.get("content-type", ""),
+            hashlib.sha256(answer).hexdigest(),
         )  # fmt: skip
         try:
             self._their_key(said["key"]).verify(base64.b64decode(said["signature"]), signed)
@@ -138,7 +137,7 @@ class Cellpay:
     def _their_key(self, key_id: str) -> Any:
         if key_id not in self._theirs:
             target = f"/v1/users/{quote(self._merchant, safe='')}/signing-keys"
-            _, _, answer = self._send("GET", target, b"", secrets.token_urlsafe(24))
+            _, _, answer, _ = self._send("GET", target, b"", secrets.token_urlsafe(24))
             self._theirs = {
                 key["key_id"]: serialization.load_der_public_key(
                     base64.b64decode(key["public_key"])

@@ -22,7 +22,7 @@ local function forget(headers)
   for _, name in ipairs(TOLD) do
     headers:remove("x-cellpay-signed-" .. name)
   end
-  for _, name in ipairs({"algorithm", "nonce", "status", "type", "digest"}) do
+  for _, name in ipairs({"algorithm", "authorization", "status", "type", "digest"}) do
     headers:remove("x-cellpay-answer-" .. name)
   end
 end
@@ -63,7 +63,7 @@ local function tell(handle)
   local metadata = handle:streamInfo():dynamicMetadata()
   if algorithm and nonce then
     metadata:set("cellpay.signed", "algorithm", algorithm)
-    metadata:set("cellpay.signed", "nonce", nonce)
+    metadata:set("cellpay.signed", "authorization", text)
   end
 end
 
@@ -109,7 +109,7 @@ end
 function envoy_on_response(handle)
   handle:headers():remove("x-cellpay-signature")
   local signed = handle:streamInfo():dynamicMetadata():get("cellpay.signed")
-  if signed == nil or signed["nonce"] == nil then
+  if signed == nil or signed["authorization"] == nil then
     return
   end
   local digest = digest_by(signed["algorithm"], handle:body())
@@ -121,7 +121,7 @@ function envoy_on_response(handle)
     ["content-type"] = "application/grpc",
     ["te"] = "trailers",
     ["x-cellpay-answer-algorithm"] = signed["algorithm"],
-    ["x-cellpay-answer-nonce"] = signed["nonce"],
+    ["x-cellpay-answer-authorization"] = signed["authorization"],
     ["x-cellpay-answer-status"] = headers:get(":status"),
     ["x-cellpay-answer-type"] = headers:get("content-type") or "",
     ["x-cellpay-answer-digest"] = digest,

@@ -46,7 +46,7 @@ local ENVOYS_OWN = {
 local EDGES = "spiffe://cellpay.local/edge/"
 local ANSWERS = "/cellpay.keys.v1.AnswersService/"
 local TOLD = {"method", "target", "host", "type", "user", "digest"}
-local ANSWER = {"algorithm", "nonce", "status", "type", "digest"}
+local ANSWER = {"algorithm", "authorization", "status", "type", "digest"}
 
 -- Whether an edge sends this: the HTTP listener, which says in headers what it has seen.
 local function from_edge(handle)

@@ -221,15 +221,15 @@ class SignatureGate:
             raise
         if f"{TOLD}digest" not in told:
             # What became of HTTP and JSON Envoy has signed, once it is JSON again.
-            self._sign(response, context, signed)
+            self._sign(response, context, signed, told["authorization"])
         return response
 
-    def _sign(self, response: Any, context: Any, signed: Authentic) -> None:
+    def _sign(self, response: Any, context: Any, signed: Authentic, authorization: str) -> None:
         signer = self._signer(signed.key.algorithm)
         if signer is None:
             return
         digest = digest_of(signer.algorithm, response.SerializeToString())
-        answer = Answer(signed.nonce, 200, "application/grpc", digest)
+        answer = Answer(authorization, 200, "application/grpc", digest)
         text = signed_answer(signer, answer, int(self._clock()))
         context.set_trailing_metadata(((SIGNATURE_HEADER, text),))
 

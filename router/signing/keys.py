@@ -148,7 +148,11 @@ class Signer:
     def answer(self, claims: Claims, answer: Answer) -> Claims:
         """Signs what was answered; `claims` are of this key, unsigned. Raises Malformed."""
         said = canonical_response(
-            claims, answer.request_nonce, answer.status, answer.content_type, answer.digest
+            claims,
+            digest_of(self.algorithm, answer.authorization.encode()),
+            answer.status,
+            answer.content_type,
+            answer.digest,
         )
         # Not `replace`, which takes as long as all the rest but the signature.
         return Claims(

@@ -88,7 +88,8 @@ class Key:
 class Answer:
     """What we sign of an answer to a signed request."""
 
-    request_nonce: str
+    # The request's `authorization`, as it came: by its signature it stands for all of the request.
+    authorization: str
     # Of HTTP; 200 of gRPC.
     status: int
     content_type: str

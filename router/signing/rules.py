@@ -81,16 +81,16 @@ def _addressed(method: str, host: str, target: str, content_type: str) -> str:
 
 
 def canonical_response(
-    claims: Claims, request_nonce: str, status: int, content_type: str, digest: bytes
+    claims: Claims, request: bytes, status: int, content_type: str, digest: bytes
 ) -> bytes:
-    """What we sign of an answer, or of a webhook (with the event's ID for `request_nonce`): it
-    answers this request and no other."""
-    _require(_NONCE, request_nonce, "the request's nonce")
+    """What we sign of an answer: it answers this request and no other, of another key least of all.
+    `request`: digest of its `authorization`; `digest`: of the body; both by the algorithm's hash.
+    """
     _require(_PRINTABLE, content_type, "the content type")
     _check_claims(claims)
     return (
         f"{SCHEME}-RESPONSE\n{claims.algorithm.value}\n{claims.key_id}\n{claims.timestamp}\n"
-        f"{claims.nonce}\n{request_nonce}\n{status}\n{content_type}\n{digest.hex()}\n"
+        f"{claims.nonce}\n{request.hex()}\n{status}\n{content_type}\n{digest.hex()}\n"
     ).encode()
 
 

@@ -134,7 +134,7 @@ def test_wants_our_answer_to_be_taken_for_a_request() -> None:
     """What we sign and what merchants sign begin differently, so that neither is ever the other."""
     claims = SIGNERS[Algorithm.RSA_PSS_SHA256].sign(MESSAGE, NOW, "n" * 16)
     request = canonical(MESSAGE, claims, bytes(32))
-    answer = canonical_response(claims, "n" * 16, 200, "application/json", bytes(32))
+    answer = canonical_response(claims, bytes(32), 200, "application/json", bytes(32))
     assert request.split(b"\n")[0] != answer.split(b"\n")[0]
     assert request.count(b"\n") != answer.count(b"\n")
 

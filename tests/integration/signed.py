@@ -137,8 +137,9 @@ class Merchant:
                 self.theirs[key["key_id"]] = Algorithm(key["algorithm"]), public
         algorithm, public = self.theirs[claims.key_id]
         assert algorithm == claims.algorithm
+        request = digest_of(algorithm, sent.headers["authorization"].encode())
         said = canonical_response(
-            claims, sent.nonce, got.status, got.headers.get("content-type", ""),
+            claims, request, got.status, got.headers.get("content-type", ""),
             digest_of(algorithm, got.raw),
         )  # fmt: skip
         return is_signed(algorithm, public, claims.signature, said)

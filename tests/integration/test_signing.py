@@ -142,9 +142,24 @@ async def test_a_signed_request_is_done_once_and_its_answer_is_signed(
     assert (again.status, again.reason) == (401, "NONCE_REPLAYED")
     # A refusal is as authentic as an answer, and is none of another request.
     assert await merchant.is_authentic(sent, again)
-    assert not await merchant.is_authentic(replace(sent, nonce="x" * 20), got)
+    other = merchant.sign(signer, *withdrawal(shop), nonce=sent.nonce)
+    assert not await merchant.is_authentic(other, got)
     assert not await merchant.is_authentic(sent, replace(got, raw=again.raw))
     assert await taken(merchant, signer, shop) == 100
+
+
+async def test_wants_his_own_answer_to_be_taken_for_anothers(
+    mesh: Mesh, merchant: Merchant, shop: str
+) -> None:
+    """Who holds a request back asks for something of his own under the same nonce."""
+    ours = await key_of(mesh, merchant, shop, Algorithm.ED25519)
+    his = await key_of(mesh, merchant, f"{shop}-mallory")
+    held_back = merchant.sign(ours, *withdrawal(shop))
+    target = balance_of(f"{shop}-mallory")
+    asked = merchant.sign(his, "GET", target, nonce=held_back.nonce)
+    got = await merchant.send(asked)
+    assert await merchant.is_authentic(asked, got)
+    assert not await merchant.is_authentic(held_back, got)
 
 
 async def test_what_was_changed_on_the_way_is_refused(
@@ -351,7 +366,8 @@ async def test_grpc_is_signed_as_well_and_its_answers_too(
     listed = await mesh.keys.ListSigningKeys(pb.ListSigningKeysRequest(merchant_id=shop))
     theirs = {key.key_id: key for key in listed.keys}[claims.key_id]
     digest = digest_of(claims.algorithm, answer)
-    said = canonical_response(claims, nonce, 200, "application/grpc", digest)
+    request_digest = digest_of(claims.algorithm, dict(metadata)["authorization"].encode())
+    said = canonical_response(claims, request_digest, 200, "application/grpc", digest)
     assert is_signed(claims.algorithm, theirs.public_key, claims.signature, said)
 
 

@@ -197,7 +197,7 @@ def test_two_requests_have_one_canonical_form_only_when_they_are_the_same(
         forms.append(canonical(message, claims, digest))
         assert forms[-1].count(b"\n") == 11
     assert (forms[0] == forms[1]) == ((one, nonce) == (other, other_nonce))
-    answer = canonical_response(claims, nonce, 200, "", b"")
+    answer = canonical_response(claims, bytes(32), 200, "", b"")
     assert answer != forms[0]
 
 
