@@ -19,6 +19,7 @@ from typing import Any
 
 import grpc
 from prometheus_client.metrics_core import Metric
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cells.elasticity.load import Meter, tell_load
 from cells.elasticity.warming import warm
@@ -83,6 +84,11 @@ class Crew:
         return [self.joining.guard(run) for run in runners] if role.joins else runners
 
 
+async def _ready(policing: Policing, lanes: Lanes, engine: AsyncEngine, merchants_max: int) -> int:
+    await policing.known()
+    return await warm(lanes, engine, merchants_max)
+
+
 def crew_of(
     settings: CellSettings,
     role: Role,
@@ -116,7 +122,7 @@ def crew_of(
         Telling(watched, [calls, *more], business, lambda: workers.probes),
         joined,
         joining,
-        partial(warm, lanes, engine.primary, settings.elasticity.warm_merchants_max),
+        partial(_ready, policing, lanes, engine.primary, settings.elasticity.warm_merchants_max),
     )
 
 

@@ -94,6 +94,11 @@ class Policing:
         """What this process felt a moment ago."""
         return self._felt
 
+    async def known(self) -> None:
+        """Returns once what policies say is in force. A process that took calls before would know
+        of no limit, and of no signature that is required."""
+        await self._follower.known()
+
     async def run(self) -> None:
         """For ever."""
         try:

@@ -37,6 +37,11 @@ class Follower:
         self._knows = False
         self.changed = asyncio.Event()
 
+    async def known(self) -> None:
+        """Returns once the first set is in force."""
+        while not self._knows:
+            await self.changed.wait()
+
     async def run(self) -> None:
         async for listing in self._store.watch(POLICIES_PREFIX):
             stored = {key: (item.value, item.revision) for key, item in listing.items.items()}
