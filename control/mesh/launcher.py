@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from control.mesh import binaries, etcd_users, postgres, settings
+from control.mesh import binaries, postgres, settings
 from control.mesh.components import (
     BINARY_ROLES,
     LAYERS,
@@ -27,7 +27,7 @@ from control.mesh.components import (
     places,
     selected,
 )
-from control.mesh.errors import MeshMismatch, UnknownProcess
+from control.mesh.errors import MeshMismatch, StartFailure, UnknownProcess
 from control.mesh.options import DEFAULTS, MeshOptions, Progress, silent
 from control.mesh.processes import (
     Identity,
@@ -323,8 +323,25 @@ def _start_layers(
             processes.append(process)
         await_ready(processes, options.ready_wait_s, progress)
         if layer == "base" and state.plane.etcd_tls and any(p.role == "etcd" for p in members):
-            etcd_users.ensure(state)
+            _give_etcd_users(state)
     return state
+
+
+def _give_etcd_users(state: MeshState) -> None:
+    # Not at the top: with it comes gRPC, whose import takes a while.
+    from control.etcd_users import EtcdUsers, NoUsers, ensure
+    from router.client.tls import TlsFiles
+
+    tls = state.path / "tls"
+    root = TlsFiles(str(tls / "ca.pem"), str(tls / "root.pem"), str(tls / "root.key"))
+    users = EtcdUsers(
+        tuple(f"controller-{number}" for number in range(1, 4)),
+        {f"cell-{cell}": cell for cell in state.cells},
+    )
+    try:
+        ensure(state.address("etcd"), root, users)
+    except NoUsers as error:
+        raise StartFailure("etcd", str(error)) from error
 
 
 def _needs_schema(missing: Sequence[Place], options: MeshOptions) -> bool:

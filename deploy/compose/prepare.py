@@ -25,6 +25,8 @@ IDENTITIES = {
     "edge": ("edge", "edge"),
     "client": ("service", "client"),
     "operator": ("operator", "operator"),
+    # etcd's administrator, by the common name.
+    "root": ("service", "root"),
     **{f"cell-{cell}": ("cell", cell) for cell in CELLS},
 }
 

@@ -7,10 +7,14 @@ asserts how long a thing took; what a client could not pay is counted by the cli
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +25,11 @@ from cellpay.control.v1 import control_pb2 as pb
 
 from control.cellctl.session import Session
 from control.cellctl.verify import verify_mesh
-from control.mesh import launcher, rotation
+from control.mesh import ca, launcher, rotation
 from control.mesh.options import MeshOptions
 from control.mesh.state import ControlPlane
 from router.errors import details_of
+from router.identity import spiffe_id
 from router.policies.model import REPORTS_PREFIX
 from router.store.etcd import connect_etcd
 from router.store.model import (
@@ -146,6 +151,41 @@ async def test_etcd_gives_each_certificate_its_own_rights_and_nobody_else_any(
         await bare.get(SLOT_MAP_KEY)
     for store in (cell, operator, edge, bare):
         await store.close()
+
+
+async def test_etcds_users_are_made_again_for_a_cell_that_is_new(
+    plane: Session, tmp_path: Path
+) -> None:
+    """As on a mesh that this program did not start: by root's certificate."""
+    cells = {f"cell-{cell}": cell for cell in ("a", "b", "z")}
+    document = {
+        "etcd": plane.state.address("etcd"),
+        "tls": asdict(plane.tls("root")),
+        "users": {"controllers": ["controller-1"], "cells": cells},
+    }
+    path = tmp_path / "etcd-users.json"
+    path.write_text(json.dumps(document))
+    for _ in range(2):
+        done = await asyncio.to_thread(make_users, path)
+        assert done.returncode == 0, done.stderr
+    new = connect_etcd(
+        plane.state.etcd_addresses, ca.issue(plane.data / "tls", "cell-z", spiffe_id("cell", "z"))
+    )
+    assert await new.get(SLOT_MAP_KEY)
+    assert await new.commit(expect={}, puts={f"{CELL_HEALTH_PREFIX}z/1": "{}"})
+    with pytest.raises(StoreUnavailable, match="permission denied"):
+        await new.commit(expect={}, puts={f"{CELL_HEALTH_PREFIX}a/1": "{}"})
+    await new.close()
+    path.write_text(json.dumps({**document, "tls": asdict(plane.tls("operator")), "wait_s": 1}))
+    refused = await asyncio.to_thread(make_users, path)
+    assert refused.returncode == 1
+    assert "could not be made" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def make_users(settings: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "control.etcd_users", str(settings)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 async def test_etcd_hears_of_health_and_policies_from_every_process_of_a_cell(

@@ -19,6 +19,7 @@ import yaml
 from cells.settings import read_settings as read_cell_settings
 from control.access.rules import Role
 from control.cellctl.places import REMOTE_FILE, read_remote
+from control.etcd_users import read_settings as read_etcd_users
 from control.mesh.ca import spiffe_id_of
 from control.settings import read_settings as read_controller_settings
 from router.identity import spiffe_id
@@ -117,6 +118,16 @@ def test_settings_are_what_the_code_reads(
     assert client["node"]["id"] == f"cell-{cell}"
     edge = render("edge", _read_here("edge.json", tmp_path))
     assert edge["static_resources"]["listeners"]
+
+
+def test_etcds_users_are_the_names_of_certificates() -> None:
+    settings = read_etcd_users(FOLDER / "settings" / "etcd-users.json")
+    names = {*settings.users.controllers, *settings.users.cells, *settings.users.operators}
+    prepared = (FOLDER / "prepare.py").read_text()
+    for name in names - {f"cell-{cell}" for cell in CELLS}:
+        assert f'"{name}": (' in prepared
+    assert settings.users.cells == {f"cell-{cell}": cell for cell in CELLS}
+    assert settings.tls.certificate.endswith("/root.pem")
 
 
 def test_cellctl_is_told_where_everything_is(tmp_path: Path) -> None:

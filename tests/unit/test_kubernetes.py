@@ -25,6 +25,7 @@ from cells.settings import CellSettings
 from cells.settings import read_settings as read_cell_settings
 from control.access.rules import Role as AccessRole
 from control.cellctl.places import read_remote
+from control.etcd_users import read_settings as read_etcd_users
 from control.operations.cells import OPTIONS as CELL_CALLS
 from control.settings import read_settings as read_controller_settings
 from router.identity import spiffe_id
@@ -34,6 +35,8 @@ ROOT = Path(__file__).parents[2] / "deploy" / "kubernetes"
 CODE = Path(__file__).parents[2]
 USERS = CODE / "deploy" / "cockroachdb" / "users.sql"
 REGIONS = ("region-a", "region-b", "region-c")
+# Jobs that go before, each by itself.
+FIRST = ("migrate", "etcd-users")
 # Of whoever operates: a namespace of its own, in each region.
 OPERATORS = "operators"
 SCHEMAS = "1.33"
@@ -47,8 +50,7 @@ pytestmark = pytest.mark.skipif(
 @cache
 def _built(region: str) -> list[dict[str, Any]]:
     folder = ROOT / OPERATORS if region == OPERATORS else ROOT / "overlays" / region
-    # The migration goes before, by itself.
-    folders = [folder] if region == OPERATORS else [ROOT / "migrate", folder]
+    folders = [folder] if region == OPERATORS else [*(ROOT / name for name in FIRST), folder]
     found: list[dict[str, Any]] = []
     for part in folders:
         command = ["kubectl", "kustomize", str(part)]
@@ -88,7 +90,7 @@ def test_pods_are_locked_down(region: str) -> None:
     (namespace,) = _of(region, "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     pods = list(_pods(region))
-    assert len(pods) == (1 if region == OPERATORS else 9)
+    assert len(pods) == (1 if region == OPERATORS else 10)
     for name, _, spec in pods:
         assert spec["automountServiceAccountToken"] is False, name
         assert spec["securityContext"]["runAsNonRoot"], name
@@ -109,7 +111,7 @@ def test_pods_are_locked_down(region: str) -> None:
 @each_region
 def test_what_runs_for_long_is_probed(region: str) -> None:
     for name, _, spec in _pods(region):
-        if name == "migrate":
+        if name in FIRST:
             continue
         for container in spec["containers"]:
             assert "livenessProbe" in container, name
@@ -127,9 +129,9 @@ def test_what_may_not_go_at_once_has_a_budget(region: str) -> None:
         item["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"]
         for item in _of(region, "PodDisruptionBudget")
     }
-    # Redis can be lost, the migration is over soon.
+    # Redis can be lost, jobs are over soon.
     pods = {labels["app.kubernetes.io/name"] for _, labels, _ in _pods(region)}
-    assert budgets == pods - {"redis", "migrate"}
+    assert budgets == pods - {"redis", *FIRST}
 
 
 @each_region
@@ -247,6 +249,36 @@ def test_an_operator_is_known_to_controllers_and_the_auditor_to_the_database(
 
 
 @each_region
+def test_etcd_knows_each_by_its_certificates_common_name(
+    region: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = region.removeprefix("region-")
+    names = {
+        item["spec"]["secretName"]: item["spec"]["commonName"]
+        for item in (*_of(region, "Certificate"), *_of(OPERATORS, "Certificate"))
+    }
+    _settings(region, "etcd-users-settings", tmp_path)
+    users = read_etcd_users(tmp_path / "etcd-users.json").users
+    assert users.cells[names["cell-etcd-tls"]] == cell
+    assert names["controller-tls"] in users.controllers
+    assert names["operator-tls"] in users.operators
+    assert names["etcd-root-tls"] == "root"
+    settings = _cell_settings(region, tmp_path, monkeypatch)
+    assert settings.etcd_tls is not None
+    for name, labels, spec in _pods(region):
+        if labels["app.kubernetes.io/name"] == "cell":
+            secrets = {
+                item["name"]: item["secret"]["secretName"]
+                for item in spec["volumes"]
+                if "secret" in item
+            }
+            for container in spec["containers"]:
+                mounts = {item["mountPath"]: item["name"] for item in container["volumeMounts"]}
+                folder = settings.etcd_tls.key.rpartition("/")[0]
+                assert secrets[mounts[folder]] == "cell-etcd-tls", name
+
+
+@each_region
 def test_the_database_knows_each_by_its_certificates_common_name(region: str) -> None:
     names = {
         item["spec"]["secretName"]: item["spec"]["commonName"]
@@ -264,7 +296,7 @@ def test_the_database_knows_each_by_its_certificates_common_name(region: str) ->
                 ]
                 assert names[secret] in users, name
                 assert environment["PGSSLCERT"] == "/run/tls/tls.crt"
-    (job,) = _of(region, "Job")
+    (job,) = [item for item in _of(region, "Job") if item["metadata"]["name"] == "migrate"]
     url = job["spec"]["template"]["spec"]["containers"][0]["args"][-1]
     assert url.startswith("cockroachdb+asyncpg://migrate@")
 
@@ -403,8 +435,10 @@ def test_regions_differ_only_in_their_names() -> None:
                 text = text.replace(json.dumps(item), "")
         cell = region.removeprefix("region-")
         text = text.replace(region, "region")
-        for named in (f"/cell/{cell}", f"/controller/{cell}", f'cell=\\"{cell}\\"',
-                      f'"replacement": "{cell}"'):  # fmt: skip
+        for named in (
+            f"/cell/{cell}", f"/controller/{cell}", f'"commonName": "cell-{cell}"',
+            f'cell=\\"{cell}\\"', f'"replacement": "{cell}"',
+        ):  # fmt: skip
             text = text.replace(named, "")
         texts.add(text)
     assert len(texts) == 1

@@ -21,6 +21,9 @@ _MEMORY_MAX = 64 * 1024 * 1024
 PASSWORD_MIN = 12
 
 
+ACCOUNTS_VARIABLE = "CELLPAY_CONSOLE_ACCOUNTS"
+
+
 class BadAccount(ValueError):
     """An account that cannot be made, and why."""
 
@@ -34,7 +37,9 @@ class Account:
 
 
 def _file(data: Path) -> Path:
-    return data / "console" / "accounts.json"
+    """Beside the mesh's, or where the variable says: a mesh's directory may be only to read."""
+    named = os.environ.get(ACCOUNTS_VARIABLE)
+    return Path(named) if named else data / "console" / "accounts.json"
 
 
 def read_accounts(data: Path) -> dict[str, Account]:
