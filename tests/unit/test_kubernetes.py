@@ -222,7 +222,9 @@ def test_an_operator_stands_where_controllers_let_him_in(tmp_path: Path) -> None
         port["port"] for item in _of(OPERATORS, "NetworkPolicy")
         for rule in item["spec"]["egress"] for port in rule["ports"]
     }  # fmt: skip
-    assert {port["port"], database.port, int(remote.etcd.partition(":")[2])} <= ways
+    nats = urlsplit(remote.nats_url)
+    assert nats.hostname in names["nats"]
+    assert {port["port"], database.port, nats.port, int(remote.etcd.partition(":")[2])} <= ways
 
 
 def test_an_operator_is_known_to_controllers_and_the_auditor_to_the_database(
