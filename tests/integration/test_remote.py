@@ -83,10 +83,9 @@ def test_what_asks_the_control_plane_needs_its_address_alone(control: Path) -> N
     assert document["processes"] == []
     assert document["subscribers"]
     for command in (
-        ("status",), ("watch", "--looks", "1"), ("route", "ann"), ("operations",),
-        ("policy", "list"), ("roles", "list"), ("approvals", "list"), ("audit",),
-        ("identity", "whoami"), ("drain", "b", "--dry-run", "--reason", "a look"),
-        ("failover-policy",), ("reconcile", "status"), ("risk", "reviews", "list"),
+        ("status",), ("watch", "--looks", "1"), ("route", "ann"), ("policy", "list"),
+        ("roles", "list"), ("drain", "b", "--dry-run", "--reason", "a look"),
+        ("reconcile", "status"), ("risk", "reviews", "list"),
     ):  # fmt: skip
         code, out, err = cellctl(control, *command)
         assert code == 0, (command, err)
@@ -98,9 +97,8 @@ def test_what_it_does_is_done_as_the_operator(session: Session, control: Path) -
     code, _, err = cellctl(control, "failover-policy", "--automatic", "--reason", "remote")
     assert code == 0, err
     _, out, _ = cellctl(control, "audit", "--json")
-    last = json.loads(out)[-1]
-    operator = spiffe_id_of(Path(session.tls("operator").certificate))
-    assert (last["actor"], last["reason"]) == (operator, "remote")
+    (mine,) = [item for item in json.loads(out) if item["reason"] == "remote"]
+    assert mine["actor"] == spiffe_id_of(Path(session.tls("operator").certificate))
 
 
 def test_books_are_audited_and_purchases_loaded_from_elsewhere(
