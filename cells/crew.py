@@ -11,7 +11,7 @@ import asyncio
 import os
 import socket
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,10 +100,12 @@ def crew_of(
     calls: Calls,
     address: str,
     gains: asyncio.Queue[frozenset[int]],
+    knowing: Sequence[Callable[[], Awaitable[None]]],
     *more: Callable[[], Iterable[Metric]],
 ) -> Crew:
-    """`address`: where this process listens; `gains`: told of slots that come here; `more`: what
-    else there is for whoever scrapes."""
+    """`address`: where this process listens; `gains`: told of slots that come here; `knowing`:
+    what there is to be waited for before the mesh hears of it, beside policies; `more`: what else
+    there is for whoever scrapes."""
     incarnation = role.incarnation or uuid.uuid4().hex
     workers = Workers(role.settings, incarnation, settings.elasticity.leave_max_s)
     joined = Joined(store, settings.cell)

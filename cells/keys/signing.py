@@ -58,6 +58,10 @@ class Signing:
             (answers_pb2_grpc.add_AnswersServiceServicer_to_server, AnswersService(self._own)),
         ]
 
+    async def known(self) -> None:
+        """Returns once signatures can be verified."""
+        await self._registry.known()
+
     async def run(self, *, publish: bool) -> None:
         """For ever. `publish`: one process of a cell makes the copies in etcd good."""
         async with asyncio.TaskGroup() as group:

@@ -7,6 +7,7 @@ known stays known.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Mapping
@@ -60,6 +61,11 @@ class Registry:
         self._store = store
         self._revisions: dict[str, int] = {}
         self._keys: dict[str, Key] = {}
+        self._known = asyncio.Event()
+
+    async def known(self) -> None:
+        """Returns once etcd's keys are known: who looked before would refuse every merchant."""
+        await self._known.wait()
 
     @property
     def keys(self) -> Mapping[str, Key]:
@@ -79,6 +85,7 @@ class Registry:
             for key_id, (value, revision) in found.items():
                 if self._revisions.get(key_id) != revision:
                     self._take(key_id, value, revision)
+            self._known.set()
 
     def _take(self, key_id: str, value: str, revision: int) -> None:
         self._revisions[key_id] = revision

@@ -113,3 +113,19 @@ async def test_a_key_that_cannot_be_read_is_no_key() -> None:
         await store.commit(expect={}, puts={}, deletes=[f"{KEYS_PREFIX}key_1"])
         await until(set())
         running.cancel()
+
+
+async def test_nobody_verifies_before_keys_are_known() -> None:
+    store = MemoryStore()
+    key = Key("key_1", "shop", Algorithm.ED25519, b"public", 5, 0)
+    await store.commit(expect={}, puts={f"{KEYS_PREFIX}key_1": encode_key(key, 1)})
+    registry = Registry(store)
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(registry.known())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        running = group.create_task(registry.run())
+        async with asyncio.timeout(10):
+            await waiting
+        assert set(registry.keys) == {"key_1"}
+        running.cancel()
