@@ -28,6 +28,8 @@ OVERRIDES = {
     # Each cell of two processes: whatever holds must hold between them too.
     "workers": 2,
     "settlement": {"interval_s": 2.0},
+    # A busy machine is no risk engine that is away.
+    "risk": {"screening_timeout_ms": 10_000},
     "transfers": {"recovery_age_s": 2.0, "recovery_interval_s": 0.5, "try_timeout_s": 5.0},
     "vault": {"look_interval_s": 1.0, "pause_s": 0.01},
     "banking": {

@@ -97,7 +97,8 @@ async def test_wants_what_is_anothers_by_any_method(
         if answer.code not in (DENIED, MISSING) or answer.reason not in NOT_HIS:
             taken[method] = answer
     assert taken == {}
-    assert await available(mesh, victim.merchant_id) == before
+    # What his customers paid him may have been settled meanwhile.
+    assert await available(mesh, victim.merchant_id) >= before
     order = await mesh.orders.GetOrder(orders_pb2.GetOrderRequest(order_id=victim.ids["order_id"]))
     assert order.state == orders_pb2.Order.STATE_OPEN
     endpoint = await mesh.notifications.GetEndpoint(
