@@ -11,7 +11,7 @@ import asyncio
 import os
 import socket
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,8 +84,14 @@ class Crew:
         return [self.joining.guard(run) for run in runners] if role.joins else runners
 
 
-async def _ready(policing: Policing, lanes: Lanes, engine: AsyncEngine, merchants_max: int) -> int:
-    await policing.known()
+async def _ready(
+    knowing: Iterable[Callable[[], Awaitable[None]]],
+    lanes: Lanes,
+    engine: AsyncEngine,
+    merchants_max: int,
+) -> int:
+    for known in knowing:
+        await known()
     return await warm(lanes, engine, merchants_max)
 
 
@@ -100,12 +106,12 @@ def crew_of(
     calls: Calls,
     address: str,
     gains: asyncio.Queue[frozenset[int]],
-    knowing: Sequence[Callable[[], Awaitable[None]]],
+    knowing: Iterable[Callable[[], Awaitable[None]]],
     *more: Callable[[], Iterable[Metric]],
 ) -> Crew:
     """`address`: where this process listens; `gains`: told of slots that come here; `knowing`:
-    what there is to be waited for before the mesh hears of it, beside policies; `more`: what else
-    there is for whoever scrapes."""
+    what is waited for before the mesh hears of it; `more`: what else there is for whoever scrapes.
+    """
     incarnation = role.incarnation or uuid.uuid4().hex
     workers = Workers(role.settings, incarnation, settings.elasticity.leave_max_s)
     joined = Joined(store, settings.cell)
@@ -124,7 +130,7 @@ def crew_of(
         Telling(watched, [calls, *more], business, lambda: workers.probes),
         joined,
         joining,
-        partial(_ready, policing, lanes, engine.primary, settings.elasticity.warm_merchants_max),
+        partial(_ready, knowing, lanes, engine.primary, settings.elasticity.warm_merchants_max),
     )
 
 

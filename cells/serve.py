@@ -153,7 +153,7 @@ async def serve(settings: CellSettings, role: Role) -> None:
         await _start(servers, health_servicer)
         # Slots that came here: what is in doubt there has lost its driver.
         gains: asyncio.Queue[frozenset[int]] = asyncio.Queue()
-        listens = (guarding.calls, address, gains, (signing.known,))
+        listens = (guarding.calls, address, gains, (policing.known, signing.known))
         told = (guarding.payments, banking.desk.asking, tracing_metrics(tracer), risking)
         crew = crew_of(settings, role, store, here, lanes, read_engine, policing, *listens, *told)
         try:
