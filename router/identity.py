@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from router.access import Kind
 from router.call import NOT_ASKED, Call
 
 TRUST_DOMAIN = "cellpay.local"
@@ -82,6 +83,12 @@ def _principal_of(context: Any) -> Caller | None:
         if shown is None or shown.kind != EDGE:
             return shown
     return None
+
+
+def merchant_of(context: Any) -> str:
+    """Whose certificate it is, shown to an edge or to us; empty when it is no merchant's."""
+    principal = principal_of(context)
+    return principal.name if principal is not None and principal.kind == Kind.MERCHANT else ""
 
 
 def address_of_client(context: Any) -> str:

@@ -14,7 +14,7 @@ import grpc
 from router.access import THROUGH_THE_EDGE, Access, Kind
 from router.errors import Refusal
 from router.home import find_method
-from router.identity import EDGE, caller_of, principal_of
+from router.identity import EDGE, caller_of, merchant_of, principal_of
 from router.signing.call import SIGNER
 
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
@@ -65,16 +65,16 @@ def _merchant_of(context: Any) -> str:
     """For which merchant the call is made: who signed it, or whose certificate it is. Empty: for
     whomever a service names. Raises Refusal when the two are not the same."""
     signer = SIGNER.get()
-    caller = principal_of(context)
-    if caller is None or caller.kind != Kind.MERCHANT:
+    merchant = merchant_of(context)
+    if not merchant:
         return signer
-    if signer not in {"", caller.name}:
+    if signer not in {"", merchant}:
         raise Refusal(
             grpc.StatusCode.PERMISSION_DENIED,
             "SIGNER_NOT_CALLER",
             "the request is signed by another merchant than the certificate is of",
         )
-    return caller.name
+    return merchant
 
 
 def _not_his(field: str) -> Refusal:

@@ -25,9 +25,8 @@ from cells.ledger.worker import Lanes
 from cells.reading import ReadEngine, fetch
 from cells.requests import Checker, idempotency_of, timeout_of, timestamp
 from cells.vault.keyring import NO_TIME
-from router.access import Kind as AccessKind
 from router.errors import Refusal
-from router.identity import caller_of, is_edge, principal_of
+from router.identity import caller_of, is_edge, merchant_of
 from router.ids import Kind, slot_of_id
 from router.signing.call import SIGNER
 from router.signing.gate import SIGNATURE_HEADER, signed_answer
@@ -254,9 +253,7 @@ def _require_signer(context: Any) -> None:
     already: a certificate says whose keys he may change to nobody but the edge."""
     if SIGNER.get():
         return
-    principal = principal_of(context)
-    is_merchant = principal is not None and principal.kind == AccessKind.MERCHANT
-    if is_merchant or is_edge(caller_of(context)):
+    if merchant_of(context) or is_edge(caller_of(context)):
         raise Refusal(
             grpc.StatusCode.UNAUTHENTICATED,
             "SIGNATURE_REQUIRED",

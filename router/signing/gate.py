@@ -19,10 +19,9 @@ from typing import Any, Protocol
 import grpc
 import structlog
 
-from router.access import Kind
 from router.errors import Refusal, Violation, bad_request
 from router.home import SlotFinder
-from router.identity import caller_of, is_edge, principal_of
+from router.identity import caller_of, is_edge, merchant_of
 from router.policies.model import SignatureMode, Signatures
 from router.signing.call import IN_DOUBT, RECEIVED, SIGNER
 from router.signing.keys import Signer, digest_of, verify
@@ -89,9 +88,7 @@ class _Method:
         if not wanted.merchants:
             return wanted.mode
         names = {getattr(request, name) for name in self.names}
-        caller = principal_of(context)
-        if caller is not None and caller.kind == Kind.MERCHANT:
-            names.add(caller.name)
+        names.add(merchant_of(context))
         return wanted.of(frozenset(names))
 
 

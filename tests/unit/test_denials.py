@@ -35,9 +35,10 @@ class Away(MemoryStore):
         return await super().commit(**what)  # type: ignore[arg-type]
 
 
-def of(actor: str) -> tuple[Away, Denials, Clock]:
+def world() -> tuple[Away, ChainedStore, Denials, Clock]:
     memory, clock = Away(), Clock()
-    return memory, Denials(ChainedStore(memory), clock, summed_s=_SUMMED_S), clock
+    store = ChainedStore(memory)
+    return memory, store, Denials(store, clock, summed_s=_SUMMED_S), clock
 
 
 async def refuse(denials: Denials, actor: str, times: int) -> None:
@@ -56,7 +57,7 @@ async def until_summed(memory: MemoryStore, denials: Denials) -> None:
 
 
 async def test_thousands_of_refusals_are_some_records_and_their_sum() -> None:
-    memory, denials, _ = of(MALLORY)
+    memory, _, denials, _ = world()
     await refuse(denials, MALLORY, 4096)
     assert len(await list_audit(memory)) == 60
     # Nobody else's are counted with them.
@@ -71,8 +72,8 @@ async def test_thousands_of_refusals_are_some_records_and_their_sum() -> None:
 
 
 async def test_an_operation_does_not_stand_behind_them() -> None:
-    memory, denials, _ = of(MALLORY)
-    store = ChainedStore(memory)
+    # The same chain: its records wait for each other.
+    memory, store, denials, _ = world()
     failover = audit_put(audit_record(ANN, "failover", "", "dead"))
     async with asyncio.TaskGroup() as group:
         group.create_task(refuse(denials, MALLORY, 4096))
@@ -84,7 +85,7 @@ async def test_an_operation_does_not_stand_behind_them() -> None:
 
 
 async def test_a_share_comes_back_with_time() -> None:
-    memory, denials, clock = of(MALLORY)
+    memory, _, denials, clock = world()
     await refuse(denials, MALLORY, 100)
     clock.now += 10
     await refuse(denials, MALLORY, 100)
@@ -93,7 +94,7 @@ async def test_a_share_comes_back_with_time() -> None:
 
 
 async def test_a_sum_waits_for_etcd() -> None:
-    memory, denials, _ = of(MALLORY)
+    memory, _, denials, _ = world()
     await refuse(denials, MALLORY, 61)
     memory.missing = 2
     await until_summed(memory, denials)
